@@ -1,0 +1,68 @@
+"""The typed contract between the data side and the model side: neither imports the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualSpec:
+    """All that the data side must know about the vision part of a model.
+
+    Attributes:
+        image_size: side in pixels of the square picture that the tower reads.
+        tokens_per_image: language-model positions that one picture takes after the projector.
+        image_mean, image_std: per-channel normalisation, applied on the device by the model to uint8 pictures.
+        aspect_mode: how a picture becomes square: "resize" (aspect ratio not kept), "pad" (centred on the mean colour)
+            or "crop" (shortest edge, then centre crop).
+    """
+
+    image_size: int
+    tokens_per_image: int
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    aspect_mode: Literal["resize", "pad", "crop"] = "resize"
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "tokens_per_image"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+
+class Sample(TypedDict, total=False):
+    """One training sequence of S tokens; every picture already takes its `tokens_per_image` placeholders.
+
+    Only input_ids and labels are required. images: uint8 [n, 3, H, W] in reading order.
+    position_ids, branch_ids, frame_ids default to 0..S-1, 0, and -1 everywhere.
+    """
+
+    input_ids: Tensor  # int64 [S]
+    labels: Tensor  # int64 [S], IGNORE_INDEX where not trained; the first is never trained
+    images: Tensor  # uint8 [n, 3, H, W]
+    position_ids: Tensor  # int64 [S]
+    branch_ids: Tensor  # int64 [S], 0 = trunk, k > 0 = an aside that only itself can see
+    frame_ids: Tensor  # int64 [S], picture to which the token belongs, -1 before the first
+    video_frames: Tensor  # uint8 [T, 3, H, W], only where next-frame reconstruction asks for it
+    sample_id: str
+
+
+class MultimodalBatch(TypedDict, total=False):
+    """What the collator hands to `forward`: right-padded rows, or packed rows of several samples.
+
+    segment_ids counts the samples inside a row from 0; -1 marks padding.
+    """
+
+    input_ids: Tensor  # int64 [B, S]
+    labels: Tensor  # int64 [B, S]
+    attention_mask: Tensor  # bool [B, S], True = a real token
+    position_ids: Tensor  # int64 [B, S]
+    segment_ids: Tensor  # int64 [B, S]
+    branch_ids: Tensor  # int64 [B, S]
+    frame_ids: Tensor  # int64 [B, S]
+    images: Tensor  # uint8 [N, 3, H, W]
+    video_frames: Tensor  # uint8 [B, T, 3, H, W]
+    sample_ids: list[str]

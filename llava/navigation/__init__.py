@@ -1,0 +1,1 @@
+"""Language becomes motion: prompts, actions, metrics and worlds."""
