@@ -1,12 +1,13 @@
-"""Navigation metrics as pure functions: one walked episode in, numbers out; many episodes in, means with intervals out.
+"""Navigation metrics as pure functions: one walk in, numbers out; many episodes in, means with intervals out.
 
-The rules are those of VLN-CE on habitat-lab 0.1.7 (Euclidean step lengths, geodesic distances to the nearest goal, strict
-radii, dense reference paths), with two deliberate differences: the SPL of a failed episode is 0 even where the goal cannot be
-reached (the original gives NaN), and an episode that starts on its goal does not divide by zero.
+The rules are those of VLN-CE on habitat-lab 0.1.7 (Euclidean step lengths, geodesic distances to the nearest goal,
+strict radii, dense reference paths), with two deliberate differences: the SPL of a failed episode is 0 even where the
+goal cannot be reached (the original gives NaN), and an episode that starts on its goal does not divide by zero.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +34,7 @@ DTW_BACKENDS: Registry[Callable[[np.ndarray, np.ndarray], float]] = Registry("DT
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeTrace:
-    """What one walk left behind: T low-level actions, T+1 positions (the first is the start; STOP is an action and moves nothing).
+    """What one walk left behind: T low-level actions, T+1 positions (STOP is an action without motion).
 
     Attributes:
         positions: metres, any number of axes (VLN-CE: x, y up, z).
@@ -52,8 +53,8 @@ class EpisodeTrace:
     def __post_init__(self) -> None:
         if len(self.positions) == 0 or len(self.positions) != len(self.distances):
             raise ValueError(
-                f"a trace needs one distance per position and the start among them, got {len(self.positions)} positions "
-                f"and {len(self.distances)} distances; record both at reset and after every action"
+                f"a trace needs one distance per position, at least the start's, got {len(self.positions)} and "
+                f"{len(self.distances)}; record both at reset and after every action"
             )
 
 
@@ -106,7 +107,7 @@ def exact_dtw(path: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"
 
 @DTW_BACKENDS.register("fastdtw")
 def fast_dtw(path: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"]) -> float:
-    """The approximation that VLN-CE uses (radius 1); never below the exact value, up to 18 % above it on rough paths."""
+    """VLN-CE's approximation (radius 1): never below the exact value, up to 18 % above it on rough paths."""
     try:
         from fastdtw import fastdtw
     except ImportError as error:
@@ -115,7 +116,7 @@ def fast_dtw(path: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"]
 
 
 def ndtw(path: Any, reference: Any, *, threshold: float = SUCCESS_DISTANCE, backend: str = "exact") -> float:
-    """exp(-DTW / (number of reference points * threshold)), in (0, 1]; duplicates in `path` should be dropped before."""
+    """exp(-DTW / (number of reference points * threshold)), in (0, 1]; drop the repeats of `path` before."""
     path, reference = np.asarray(path, dtype=float), np.asarray(reference, dtype=float)
     return math.exp(-DTW_BACKENDS[backend](path, reference) / (len(reference) * threshold))
 
@@ -144,7 +145,7 @@ def episode_metrics(
     more_radii: Sequence[float] = (1.0,),
     dtw_backend: str = "exact",
 ) -> dict[str, float]:
-    """All measures of one episode under VLN-CE's names; `success_1m`, `spl_1m`, `oracle_success_1m` for each of `more_radii`."""
+    """All measures of one episode under VLN-CE's names, and success_1m, spl_1m, oracle_success_1m for `more_radii`."""
     distances = settle_distances(trace.positions, trace.distances)
     walked, shortest, final = path_length(trace.positions), float(distances[0]), float(distances[-1])
     result = {
@@ -173,7 +174,7 @@ def episode_metrics(
 def coverage_length_score(
     cost: Float[np.ndarray, "n m"], walked: float, reference_length: float, *, threshold: float = SUCCESS_DISTANCE
 ) -> float:
-    """CLS: how much of the reference is covered, times how well the length fits; `cost` = distances path x reference."""
+    """CLS: share of the reference that is covered, times how well the length fits; `cost` = path x reference."""
     coverage = float(np.mean(np.exp(-cost.min(axis=0) / threshold)))
     expected = coverage * reference_length
     if expected == 0 and walked == 0:
@@ -215,7 +216,7 @@ DROPPED_WHEN_NOT_FINITE = {"distance_to_goal": "invalid_distances", "spl": "inva
 
 
 def aggregate(results: Mapping[str, Mapping[str, Any]], *, expected: Iterable[str] | None = None) -> Numbers:
-    """`mean_<measure>` over episodes, `total_episodes`, and how many values were not finite and left out of their own mean.
+    """`mean_<measure>` over episodes, `total_episodes`, and how many values were not finite and left out of their mean.
 
     Raises:
         ValueError: no episode, or an episode of `expected` without a result.
@@ -225,8 +226,8 @@ def aggregate(results: Mapping[str, Mapping[str, Any]], *, expected: Iterable[st
     missing = sorted(set(map(str, expected)) - set(map(str, results))) if expected is not None else []
     if missing:
         raise ValueError(
-            f"{len(missing)} expected episodes have no result (first: {missing[0]}); finish the evaluation, or aggregate "
-            "without `expected` to report the part that there is"
+            f"{len(missing)} expected episodes have no result (first: {missing[0]}); finish the evaluation, or "
+            "aggregate without `expected` to report the part that there is"
         )
     rows = list(results.values())
     names = [name for name, value in rows[0].items() if isinstance(value, (int, float))]
@@ -255,17 +256,17 @@ def aggregate_chunks(folder: str | Path, num_chunks: int, *, allow_missing: bool
             results |= json.loads(file.read_text())
     if missing and not allow_missing:
         raise FileNotFoundError(
-            f"{folder}: chunks {missing} of {num_chunks} are missing; run them, or allow missing chunks to report a part"
+            f"{folder}: chunks {missing} of {num_chunks} are missing; run them, or pass allow_missing=True for a part"
         )
     return aggregate(results) | {"missing_chunks": len(missing)}
 
 
 def chunk_slices(num_items: int, num_chunks: int) -> list[slice]:
-    """Contiguous slices that cover every item once; sizes differ by at most one, and surplus chunks are empty, never an error."""
+    """Contiguous slices that cover every item once; sizes differ by at most one, surplus chunks are empty."""
     if num_chunks < 1:
         raise ValueError(f"num_chunks is {num_chunks}, expected at least 1")
     edges = [num_items * i // num_chunks for i in range(num_chunks + 1)]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def wilson_interval(successes: float | int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
@@ -307,7 +308,7 @@ def success_by_length(
 ) -> list[Numbers]:
     """Share of successes per bin of the shortest path (metres); rows with `from`, `to`, `n`, `rate`, `low`, `high`."""
     table: list[Numbers] = []
-    for low_edge, high_edge in zip(edges[:-1], edges[1:], strict=True):
+    for low_edge, high_edge in itertools.pairwise(edges):
         hits = [float(r[measure]) for r in results.values() if low_edge <= r["shortest_path"] < high_edge]
         if hits:
             low, high = wilson_interval(sum(hits), len(hits))
@@ -317,7 +318,7 @@ def success_by_length(
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Exact two-sided p-value that two policies succeed equally often, from the episodes on which exactly one succeeds."""
+    """Exact two-sided p-value of equal success, from the episodes on which exactly one of two policies succeeds."""
     n, k = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(n, i) for i in range(k + 1))
     return min(1.0, 2 * tail / 2**n)
@@ -339,8 +340,8 @@ def paired_comparison(
     common = [key for key in first if key in second]
     if not common or (not allow_subset and (len(common) < len(first) or len(common) < len(second))):
         raise ValueError(
-            f"{len(first)} and {len(second)} episodes have {len(common)} in common, expected the same ones; evaluate both on "
-            "one population, or pass allow_subset=True to compare the common ones"
+            f"{len(first)} and {len(second)} episodes have {len(common)} in common, expected the same ones; evaluate "
+            "both on one population, or pass allow_subset=True to compare the common ones"
         )
     a = np.array([float(first[key][measure]) for key in common])
     b = np.array([float(second[key][measure]) for key in common])
