@@ -50,7 +50,7 @@ lint: $(VENV)/.installed
 	@$(BIN)/lint-imports --no-logo
 
 types: $(VENV)/.installed
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.installed  ## let ruff write the layout
 	@$(BIN)/ruff check --fix $(CHECKED)
