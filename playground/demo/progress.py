@@ -1,0 +1,86 @@
+"""How far is a running command? Three sources, from the best to the worst: its progress file, its log, the clock."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from playground.demo.phases import Phase, Progress
+
+TAIL_BYTES = 4096
+COUNT = re.compile(r"(?<![\d./:-])(\d+)\s*/\s*(\d+)(?![\d./:-])")
+
+
+def tail(path: Path, size: int = TAIL_BYTES) -> str:
+    """The last `size` bytes of a text file, "" when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - size))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def last_record(path: Path) -> dict:
+    """The last complete line of a JSON-lines file, {} when there is none."""
+    for line in reversed(tail(path).splitlines()):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut at the front by the tail, or still being written at the end
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+def training_progress(folder: Path) -> Callable[[], Progress | None]:
+    """Reads `progress.jsonl` of a training run: {step, total, loss, tokens_per_second, eta, ...}."""
+
+    def read() -> Progress | None:
+        record = last_record(folder / "progress.jsonl")
+        if not record:
+            return None
+        eta = record.get("eta")
+        share = record.get("share")
+        if share is None:
+            share = record["step"] / record["total"] if record.get("total") else 0.0
+        notes = [f"step {record['step']}"] if "step" in record else []
+        if record.get("loss") is not None and math.isfinite(record["loss"]):
+            notes.append(f"loss {record['loss']:.3f}")
+        if record.get("tokens_per_second"):
+            notes.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+        return Progress(share=min(1.0, share), seconds_left=eta, note=", ".join(notes))
+
+    return read
+
+
+def log_progress(log: Path) -> Callable[[], Progress | None]:
+    """Reads the last `done/total` that a command printed."""
+
+    def read() -> Progress | None:
+        lines = tail(log).replace("\r", "\n").splitlines()
+        for line in reversed(lines):
+            counts = COUNT.findall(line)
+            if counts:
+                done, total = map(int, counts[-1])
+                if 0 < total and done <= total:
+                    return Progress(share=done / total, note=f"{done}/{total}")
+        return None
+
+    return read
+
+
+def estimate(phase: Phase, elapsed: float) -> Progress:
+    """What the phase says of itself; where it says no time, its share of the elapsed time; at worst the plan."""
+    said = phase.progress() if phase.progress else None
+    if said is not None and said.seconds_left is not None:
+        return said
+    if said is not None and said.share > 0.05:
+        return Progress(share=said.share, seconds_left=elapsed * (1 - said.share) / said.share, note=said.note)
+    left = max(0.0, phase.seconds - elapsed)
+    share = said.share if said is not None else min(0.99, elapsed / max(phase.seconds, 1e-9))
+    return Progress(share=share, seconds_left=left, note=said.note if said else "")
