@@ -1,0 +1,242 @@
+"""Who may attend to whom: packing, branches and padding, for every kernel, in this one place.
+
+may_attend(q, k) = same segment, k not after q, and k lies in the trunk or in q's own branch.
+
+The rule reaches the language model through transformers' attention interface. Our key `llava_packed` is its `sdpa` until a
+`PackedLayout` arrives; with one, every segment is attended by itself, so packed samples cost no dense mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+PACKED_ATTENTION = "llava_packed"
+PADDING_SEGMENT = -1
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+
+def may_attend(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"]) -> Bool[Tensor, "b s s"]:
+    """True where the query (row) sees the key (column). Every token sees itself, padding too, so no row is empty."""
+    order = torch.arange(segment_ids.shape[1], device=segment_ids.device)
+    not_after = order[None, :] <= order[:, None]
+    same_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
+    visible = (branch_ids[:, None, :] == 0) | (branch_ids[:, None, :] == branch_ids[:, :, None])
+    return not_after & same_segment & visible
+
+
+def run_starts(*ids: Int[Tensor, "b s"]) -> Int[Tensor, "b s"]:
+    """For each token the index where its run of equal ids (of all the given kinds) begins."""
+    index = torch.arange(ids[0].shape[1], device=ids[0].device).expand_as(ids[0])
+    begins = torch.zeros_like(ids[0], dtype=torch.bool)
+    begins[:, 0] = True
+    for kind in ids:
+        begins[:, 1:] |= kind[:, 1:] != kind[:, :-1]
+    return torch.where(begins, index, torch.zeros_like(index)).cummax(dim=1).values
+
+
+def position_ids_of(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"]) -> Int[Tensor, "b s"]:
+    """Positions restart in each segment; a branch continues from where it hangs and the trunk goes on as if it were not there."""
+    in_trunk = (branch_ids == 0).long()
+    trunk_before = in_trunk.cumsum(dim=1) - in_trunk
+    index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
+    trunk_position = trunk_before - trunk_before.gather(1, run_starts(segment_ids))
+    within_branch = (index - run_starts(segment_ids, branch_ids)) * (1 - in_trunk)
+    return (trunk_position + within_branch) * (segment_ids != PADDING_SEGMENT)
+
+
+def predecessor_index(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"]) -> Int[Tensor, "b s"]:
+    """Index of the token whose output predicts each token: the last earlier one that it may attend to, or -1 for none."""
+    index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
+    trunk_index = torch.where(branch_ids == 0, index, torch.full_like(index, -1))
+    last_trunk = F.pad(trunk_index.cummax(dim=1).values, (1, 0), value=-1)[:, :-1]
+    continues_branch = (branch_ids != 0) & (run_starts(segment_ids, branch_ids) != index)
+    predecessor = torch.where(continues_branch, index - 1, last_trunk)
+    valid = (predecessor >= run_starts(segment_ids)) & (segment_ids != PADDING_SEGMENT)
+    return torch.where(valid, predecessor, torch.full_like(index, -1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One run of tokens that attend among themselves: columns start..stop of a row; mask [n, n] only where branches exist."""
+
+    row: int
+    start: int
+    stop: int
+    is_padding: bool
+    mask: Tensor | None
+
+
+@dataclass(kw_only=True)
+class PackedLayout:
+    """Segment boundaries of a batch, made once per forward pass and read by every layer."""
+
+    segments: tuple[Segment, ...]
+    num_rows: int
+    length: int
+    max_length: int
+    cu_seqlens: Tensor  # int32 [number of segments + 1], over the rows laid end to end
+    segment_ids: Tensor
+    branch_ids: Tensor
+    _dense: list[Tensor] = field(default_factory=list)
+
+    @property
+    def has_branches(self) -> bool:
+        return any(segment.mask is not None for segment in self.segments)
+
+    def dense_mask(self) -> Bool[Tensor, "b 1 s s"]:
+        if not self._dense:
+            self._dense.append(may_attend(self.segment_ids, self.branch_ids)[:, None])
+        return self._dense[0]
+
+
+def build_layout(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"] | None) -> PackedLayout:
+    """One copy to the host per forward pass; masks are made only for segments that have branches."""
+    branches = torch.zeros_like(segment_ids) if branch_ids is None else branch_ids
+    num_rows, length = segment_ids.shape
+    begins = run_starts(segment_ids) == torch.arange(length, device=segment_ids.device)
+    starts = begins.flatten().nonzero()[:, 0]
+    cu_seqlens = F.pad(starts, (0, 1), value=num_rows * length)
+    bounds = cu_seqlens.tolist()
+    is_padding = (segment_ids.flatten()[starts] == PADDING_SEGMENT).tolist()
+    branch_count = F.pad((branches.flatten() != 0).long().cumsum(0), (1, 0))[cu_seqlens].diff().tolist()
+    segments = []
+    for begin, end, padding, num_branch_tokens in zip(bounds[:-1], bounds[1:], is_padding, branch_count, strict=True):
+        row, start = divmod(begin, length)
+        stop = start + end - begin
+        parts = segment_ids[row : row + 1, start:stop], branches[row : row + 1, start:stop]
+        mask = may_attend(*parts)[0] if num_branch_tokens else None
+        segments.append(Segment(row=row, start=start, stop=stop, is_padding=padding, mask=mask))
+    return PackedLayout(
+        segments=tuple(segments),
+        num_rows=num_rows,
+        length=length,
+        max_length=max(end - begin for begin, end in zip(bounds[:-1], bounds[1:], strict=True)),
+        cu_seqlens=cu_seqlens.int(),
+        segment_ids=segment_ids,
+        branch_ids=branches,
+    )
+
+
+def _attend_by_segment(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, **kw: Any) -> Tensor:
+    """[B, H, S, D] each, one call per segment; padding yields zeros. Returns [B, S, H, D]."""
+    rows: list[list[Tensor]] = [[] for _ in range(layout.num_rows)]
+    for segment in layout.segments:
+        part = (slice(segment.row, segment.row + 1), slice(None), slice(segment.start, segment.stop))
+        if segment.is_padding:
+            rows[segment.row].append(torch.zeros_like(query[part]))
+            continue
+        q, k, v = query[part], key[part], value[part]
+        rule: dict[str, Any] = {"is_causal": True} if segment.mask is None else {"attn_mask": segment.mask}
+        gqa = query.shape[1] != key.shape[1]
+        rows[segment.row].append(F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa, **rule, **kw))
+    return torch.cat([torch.cat(row, dim=2) for row in rows]).transpose(1, 2).contiguous()
+
+
+def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None) -> Tensor:
+    """One variable-length kernel for all segments, on CUDA in half precision. Returns [B, S, H, D]."""
+    assert varlen_attn is not None
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    q, k, v = (t.transpose(1, 2).flatten(0, 1).contiguous() for t in (query, key, value))
+    bounds, longest = layout.cu_seqlens, layout.max_length
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0))
+    return out.view(layout.num_rows, layout.length, *out.shape[1:])  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def packed_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed_layout: PackedLayout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' attention function of key `llava_packed`: query, key, value [B, H, S, D] -> [B, S, H, D]."""
+    if packed_layout is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if query.is_cuda and not packed_layout.has_branches and varlen_attn is not None and query.dtype != torch.float32:
+        return _attend_varlen(query, key, value, packed_layout, scaling), None
+    if query.is_cuda:
+        mask = packed_layout.dense_mask()
+        return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+    return _attend_by_segment(query, key, value, packed_layout, dropout_p=dropout, scale=scaling), None
+
+
+def register_packed_attention() -> None:
+    """Adds our key to transformers' tables through its public interface; harmless when called again."""
+    AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)
+    AttentionMaskInterface.register(PACKED_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+register_packed_attention()
+
+
+def resolve_implementation(name: str | None) -> str:
+    """Our key in place of `sdpa` (and by default); any other name is transformers' own."""
+    return PACKED_ATTENTION if name in (None, "sdpa") else name
+
+
+def _flex_mask(segment_ids: Tensor, branch_ids: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        visible = (branch_ids[b, k] == 0) | (branch_ids[b, k] == branch_ids[b, q])
+        return (k <= q) & (segment_ids[b, q] == segment_ids[b, k]) & visible
+
+    num_rows, length = segment_ids.shape
+    return create_block_mask(rule, num_rows, None, length, length, device=str(segment_ids.device))
+
+
+def attention_arguments(
+    implementation: str,
+    dtype: torch.dtype,
+    segment_ids: Int[Tensor, "b s"],
+    branch_ids: Int[Tensor, "b s"] | None,
+) -> dict[str, Any]:
+    """Keyword arguments for the language model that make it obey the rule of this module.
+
+    A 4-D `attention_mask` is handed through by transformers as it is; an empty one says "nothing to build".
+
+    Raises:
+        ValueError: for branches under a flash attention kernel, which has no general mask.
+    """
+    has_branches = branch_ids is not None and bool((branch_ids != 0).any())
+    if implementation == PACKED_ATTENTION:
+        layout = build_layout(segment_ids, branch_ids if has_branches else None)
+        return {"packed_layout": layout, "attention_mask": segment_ids.new_empty(0, 0, 0, 0, dtype=torch.bool)}
+    if implementation.startswith("flash_attention"):
+        if has_branches:
+            raise ValueError(
+                f"attn_implementation '{implementation}' cannot hide branches (streaming episodes, asides); "
+                "load the model with attn_implementation='sdpa' (or 'flex_attention')"
+            )
+        layout = build_layout(segment_ids, None)
+        bounds, longest = layout.cu_seqlens, layout.max_length
+        lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+        return {"attention_mask": None, **lengths}
+    branches = torch.zeros_like(segment_ids) if branch_ids is None else branch_ids
+    if implementation == "flex_attention":
+        return {"attention_mask": _flex_mask(segment_ids, branches)}
+    mask = may_attend(segment_ids, branches)[:, None]
+    if implementation == "eager":
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    return {"attention_mask": mask}

@@ -1,0 +1,143 @@
+"""`LlavaConfig`: one config for the three parts of a model and for what must travel with its weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from transformers.configuration_utils import PreTrainedConfig
+
+if TYPE_CHECKING:
+    from llava.batch import VisualSpec
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+ROW_ORDER_KEYS = ("image_encoder", "video_encoder", "max_tiles", "video_max_tiles")
+"""Keys that only NVILA writes: their presence means that `mlp_downsample` was trained with row-major tokens."""
+
+
+class LlavaConfig(PreTrainedConfig):
+    """Config of a vision-language model; keys that it does not know survive a load and a save.
+
+    A part (`llm_cfg`, `vision_tower_cfg`, `mm_projector_cfg`) is a folder or hub id whose weights are read, or a dict /
+    config object of a part with fresh weights (for the projector, a str is its type). The stored `_name_or_path` of a
+    config is the path of the machine that wrote it; it is dropped here and no loader looks at it.
+
+    Attributes:
+        version: conversation template that the model was trained with.
+        image_token_id: id of `<image>`; may lie beyond the embedding rows, its row is never read.
+        token_order: order of the merged tokens of `mlp_downsample`, "column" (VILA-1.5, NaVILA) or "row" (NVILA, new models).
+        navigation_prompt: format, instruction treatment and number of frames of the navigation prompt.
+        camera_profile: camera of the training data, compared with the camera at run time.
+        tokenization_compat: True reproduces the doubled begin-of-text token of the published training code.
+        reconstruction, scene_split: reserved; None means that the feature is absent.
+    """
+
+    model_type = "llava"
+    has_no_defaults_at_init = True
+
+    llm_cfg: Any = None
+    vision_tower_cfg: Any = None
+    mm_projector_cfg: Any = None
+    architectures: Any = None
+    resume_path: Any = None
+    hidden_size: int | None = None
+    mm_hidden_size: int | None = None
+    image_aspect_ratio: str | None = None
+    num_video_frames: int | None = None
+    fps: float | None = None
+    mm_vision_select_layer: int | None = None
+    mm_vision_select_feature: str | None = None
+    mm_use_im_start_end: bool = False
+    mm_use_im_patch_token: bool = False
+    mm_projector_lr: float | None = None
+    vision_tower_lr: float | None = None
+    vision_resolution: int | None = None
+    interpolate_mode: str | None = None
+    s2: bool | None = None
+    s2_scales: Any = None
+    s2_max_split_size: int | None = None
+    num_time_tokens: int | None = None
+    time_token_format: str | None = None
+    time_token_ids: Any = None
+    soft_ce_std: float = 1.0
+    version: str | None = None
+    image_token_id: int | None = None
+    token_order: Any = None
+    image_mean: Any = None
+    image_std: Any = None
+    navigation_prompt: Any = None
+    camera_profile: Any = None
+    tokenization_compat: Any = None
+    reconstruction: Any = None
+    scene_split: Any = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("_name_or_path", None)
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def part_as_dict(part: Any) -> dict[str, Any] | None:
+        """A part's settings, or None when the part is still a name or a path (settings unknown until it is built)."""
+        if isinstance(part, PreTrainedConfig):
+            return part.to_dict()
+        return dict(part) if isinstance(part, dict) else None
+
+    def vision_model_type(self) -> str | None:
+        part = self.part_as_dict(self.vision_tower_cfg)
+        return None if part is None else part.get("model_type")
+
+    def pixel_statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """(mean, std) per channel: stored values, else those with which the family of the tower was trained."""
+        clip = "clip" in (self.vision_model_type() or "") and "siglip" not in (self.vision_model_type() or "")
+        mean = self.image_mean or (CLIP_MEAN if clip else HALF)
+        std = self.image_std or (CLIP_STD if clip else HALF)
+        return tuple(map(float, mean)), tuple(map(float, std))  # pyright: ignore[reportReturnType]
+
+    def aspect_mode(self) -> Literal["resize", "pad", "crop"]:
+        """How a picture becomes square: the stored mode, else the family's own (CLIP crops, the others resize)."""
+        if self.image_aspect_ratio in ("resize", "pad", "crop"):
+            return self.image_aspect_ratio  # pyright: ignore[reportReturnType]
+        is_clip = (self.vision_model_type() or "").startswith("clip")
+        return "crop" if is_clip else "resize"
+
+    def visual_spec(self) -> VisualSpec:
+        """What the data side must know about the vision part.
+
+        Raises:
+            ValueError: if a part is still a path; build or load the model first and use `model.visual_spec`.
+        """
+        from llava.batch import VisualSpec
+        from llava.model.multimodal_projector.base_projector import downsample_rate
+        from llava.model.utils import count_visual_tokens
+
+        tower = self.part_as_dict(self.vision_tower_cfg)
+        if tower is None:
+            raise ValueError(
+                f"vision_tower_cfg is {self.vision_tower_cfg!r}, expected the settings of a tower; "
+                "build or load the model and use model.visual_spec"
+            )
+        projector = self.part_as_dict(self.mm_projector_cfg) or {"mm_projector_type": self.mm_projector_cfg}
+        rate = downsample_rate(projector.get("mm_projector_type") or "linear")
+        mean, std = self.pixel_statistics()
+        keeps_cls = (self.vision_model_type() or "").startswith("clip") and self.mm_vision_select_feature == "cls_patch"
+        return VisualSpec(
+            image_size=tower["image_size"],
+            tokens_per_image=count_visual_tokens(tower["image_size"], tower["patch_size"], rate) + int(keeps_cls),
+            image_mean=mean,
+            image_std=std,
+            aspect_mode=self.aspect_mode(),
+        )
+
+
+class LlavaLlamaConfig(LlavaConfig):
+    """Config of a model whose language part is a Llama."""
+
+    model_type = "llava_llama"
+
+
+class LlavaQwenConfig(LlavaConfig):
+    """Config of a model whose language part is a Qwen2 or Qwen3."""
+
+    model_type = "llava_qwen"

@@ -1,0 +1,264 @@
+"""The model around one language model: forward pass, loss, checkpoints. Families differ by their config class only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llava.constants import IGNORE_INDEX
+from llava.model.attention import (
+    PADDING_SEGMENT,
+    attention_arguments,
+    position_ids_of,
+    predecessor_index,
+)
+from llava.model.configuration_llava import LlavaConfig
+from llava.model.language_model.builder import build_llm
+from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.loss import normalise, supervised_loss_sum, token_loss_sum
+from llava.model.media_embedding import count_pictures, placeholders_are_expanded, unify_image_token
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.vision_encoder import VisionTower
+from llava.model.multimodal_projector.base_projector import MultimodalProjector
+from llava.model.multimodal_projector.builder import build_mm_projector
+from llava.model.outputs import LlavaOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Parts that are built already (with weights that were read, or shared with another model)."""
+
+    llm: PreTrainedModel
+    vision_tower: VisionTower
+    mm_projector: MultimodalProjector
+
+
+def build_parts(config: LlavaConfig, attn_implementation: str | None = None) -> Parts:
+    """Parts with fresh weights from the settings in config (dicts or config objects)."""
+    llm = build_llm(config.llm_cfg, attn_implementation=attn_implementation)
+    tower = build_vision_tower(config.vision_tower_cfg, config)
+    projector = build_mm_projector(
+        config.mm_projector_cfg, tower.hidden_size, llm.config.hidden_size, config.token_order
+    )
+    return Parts(llm=llm, vision_tower=tower, mm_projector=projector)
+
+
+class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
+    """A vision tower, a projector and a causal language model behind one forward pass."""
+
+    config_class = LlavaConfig
+    main_input_name = "input_ids"
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(self, config: LlavaConfig, parts: Parts | None = None, attn_implementation: str | None = None) -> None:
+        super().__init__(config)
+        parts = build_parts(config, attn_implementation) if parts is None else parts
+        if parts.llm.config.hidden_size != parts.mm_projector.config.hidden_size:
+            raise ValueError(
+                f"mm_projector gives width {parts.mm_projector.config.hidden_size}, "
+                f"llm wants {parts.llm.config.hidden_size}; train or load a projector for this language model"
+            )
+        self.llm = parts.llm
+        self.vision_tower = parts.vision_tower
+        self.mm_projector = parts.mm_projector
+        self._store_part_settings()
+        self.post_init()
+
+    def _store_part_settings(self) -> None:
+        config = self.config
+        config.llm_cfg = self.llm.config.to_dict()
+        config.vision_tower_cfg = self.vision_tower.config.to_dict()
+        config.mm_projector_cfg = self.mm_projector.config.to_dict()
+        config.hidden_size = self.llm.config.hidden_size
+        config.mm_hidden_size = self.vision_tower.hidden_size
+        config.mm_vision_select_layer = self.vision_tower.select_layer
+        config.mm_vision_select_feature = self.vision_tower.select_feature
+        config.token_order = self.mm_projector.config.token_order
+        config.image_mean = list(self.vision_tower.image_mean)
+        config.image_std = list(self.vision_tower.image_std)
+        config.architectures = [type(self).__name__]
+
+    def init_weights(self) -> None:
+        """Nothing: each part came with its weights."""
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b s"] | None = None,
+        images: Any = None,
+        attention_mask: Int[Tensor, "b k"] | Bool[Tensor, "b k"] | None = None,
+        position_ids: Int[Tensor, "b s"] | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Float[Tensor, "b s d"] | None = None,
+        labels: Int[Tensor, "b s"] | None = None,
+        segment_ids: Int[Tensor, "b s"] | None = None,
+        branch_ids: Int[Tensor, "b s"] | None = None,
+        frame_ids: Int[Tensor, "b s"] | None = None,
+        video_frames: Any = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: Any = None,
+        logits_to_keep: int | Int[Tensor, "k"] = 0,
+        sample_ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> LlavaOutput:
+        """Next-token logits, and with labels the loss.
+
+        Args:
+            images: uint8 (normalised here) or normalised float [N, 3, H, W], in reading order over the whole batch.
+            attention_mask: True = a real token; behind a cache it covers the cached tokens too, and zeros hide them.
+            labels: label i is the token at i; it is predicted by the last token before it that it may see.
+            segment_ids: samples packed in a row, counted from 0, -1 = padding. branch_ids: see `model/attention.py`.
+            num_items_in_batch: supervised tokens of the whole step; the loss is then sum / this, else a mean.
+            logits_to_keep: last n columns, or indices of columns, whose logits are wanted; 0 = all.
+
+        A training pass with labels runs the language head on supervised rows only and returns no logits.
+        """
+        if self.training:
+            self.freeze_to_eval()
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("forward needs input_ids or inputs_embeds, found neither")
+            inputs_embeds, attention_mask, position_ids, labels = self._embed(
+                input_ids, images, attention_mask, position_ids, labels, segment_ids, branch_ids
+            )
+        segments, branches = self._segments(inputs_embeds, attention_mask, past_key_values, segment_ids, branch_ids)
+        kwargs.pop("return_dict", None)
+        arguments = self._attention(inputs_embeds, attention_mask, position_ids, segments, branches)
+        decoded = self.llm.get_decoder()(
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=bool(use_cache),
+            **arguments,
+            **kwargs,
+        )
+        output = self._head_and_loss(
+            decoded.last_hidden_state, labels, segments, branches, num_items_in_batch, logits_to_keep
+        )
+        output.past_key_values = decoded.past_key_values if use_cache else None
+        output.hidden_states = decoded.get("hidden_states")
+        return output
+
+    def _embed(
+        self,
+        input_ids: Tensor,
+        images: Any,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        labels: Tensor | None,
+        segment_ids: Tensor | None,
+        branch_ids: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Expanded ids keep their layout (the data side made it); unexpanded ones are laid out here."""
+        token_id = self._image_token_id()
+        ids = unify_image_token(input_ids, token_id)
+        is_image = ids == token_id
+        per_image, num_images = self.tokens_per_image, count_pictures(images)
+        if placeholders_are_expanded(is_image, num_images, per_image):
+            features = self.encode_images(images) if num_images else None
+            return self.embed_multimodal(ids, is_image, features), attention_mask, position_ids, labels
+        if segment_ids is not None or branch_ids is not None:
+            raise ValueError(
+                f"packed or branched rows must give every picture its {per_image} placeholders; "
+                "expand with mm_utils.expand_image_tokens before packing"
+            )
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+        prepared = self.prepare_inputs_labels_for_multimodal(ids, ids, mask, None, labels, images)
+        _, position_ids, attention_mask, _, embeds, labels = prepared
+        return embeds, attention_mask, position_ids, labels
+
+    def _segments(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Any,
+        segment_ids: Tensor | None,
+        branch_ids: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Segments and branches where the batch has any, else (None, None): the ordinary path of transformers."""
+        if segment_ids is None and branch_ids is None:
+            return None, None
+        if past_key_values is not None and int(past_key_values.get_seq_length()) > 0:
+            raise ValueError(
+                "segment_ids and branch_ids describe a whole sequence, found a cache that is not empty; "
+                "behind a cache hide tokens by zeros in attention_mask and give position_ids"
+            )
+        if "sliding_attention" in (getattr(self.llm.config, "layer_types", None) or ()):
+            raise ValueError(
+                "packed or branched rows need full attention, this language model has sliding layers; use padded rows"
+            )
+        segments = (
+            torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+            if segment_ids is None
+            else segment_ids
+        )
+        if attention_mask is not None:
+            segments = segments.masked_fill(~attention_mask.bool(), PADDING_SEGMENT)
+        return segments, torch.zeros_like(segments) if branch_ids is None else branch_ids
+
+    def _attention(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        segments: Tensor | None,
+        branches: Tensor | None,
+    ) -> dict[str, Any]:
+        if segments is None:
+            if position_ids is None and attention_mask is not None:
+                positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+                position_ids = positions[:, -embeds.shape[1] :]
+            return {"attention_mask": attention_mask, "position_ids": position_ids}
+        assert branches is not None
+        positions = position_ids_of(segments, branches) if position_ids is None else position_ids
+        implementation = self.llm.config._attn_implementation
+        arguments = attention_arguments(implementation, embeds.dtype, segments, branches)
+        return {"position_ids": positions, **arguments}
+
+    def _head_and_loss(
+        self,
+        hidden: Float[Tensor, "b s d"],
+        labels: Tensor | None,
+        segments: Tensor | None,
+        branches: Tensor | None,
+        num_items_in_batch: Any,
+        logits_to_keep: int | Tensor,
+    ) -> LlavaOutput:
+        head = self.llm.get_output_embeddings()
+        loss_sum = count = logits = None
+        if labels is not None:
+            rows, targets = supervised_rows(labels, segments, branches)
+            count = len(targets)
+            supervised = hidden.flatten(0, 1)[rows]
+        if labels is None or not self.training:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = head(hidden[:, kept])
+        if labels is not None:
+            time_tokens = list(self.config.time_token_ids or ()), self.config.soft_ce_std
+            loss_sum = supervised_loss_sum(supervised, targets, head, *time_tokens)
+            loss = normalise(loss_sum, count, num_items_in_batch)
+            return LlavaOutput(loss=loss, logits=logits, loss_terms={"main_loss": loss.detach()})
+        return LlavaOutput(logits=logits)
+
+
+def supervised_rows(
+    labels: Int[Tensor, "b s"], segments: Int[Tensor, "b s"] | None, branches: Int[Tensor, "b s"] | None
+) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+    """(flat indices of the rows that predict, their targets). The first token of a segment has no predecessor: never trained."""
+    if segments is None:
+        index = torch.arange(-1, labels.shape[1] - 1, device=labels.device).expand_as(labels)
+    else:
+        assert branches is not None
+        index = predecessor_index(segments, branches)
+    wanted = (labels != IGNORE_INDEX) & (index >= 0)
+    first_of_row = torch.arange(labels.shape[0], device=labels.device)[:, None] * labels.shape[1]
+    return (first_of_row + index)[wanted], labels[wanted]

@@ -1,0 +1,237 @@
+"""The multimodal half of every model: three parts, pictures into slots, generation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llava.batch import VisualSpec
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model.configuration_llava import LlavaConfig
+from llava.model.media_embedding import (
+    PaddingSide,
+    count_pictures,
+    expand_rows,
+    move_padding,
+    placeholders_are_expanded,
+    unify_image_token,
+    write_features,
+)
+from llava.model.multimodal_encoder.vision_encoder import VisionTower
+from llava.model.multimodal_projector.base_projector import MultimodalProjector
+from llava.model.utils import count_visual_tokens, is_partitioned, is_trainable
+
+logger = logging.getLogger(__name__)
+
+Pictures = UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"]
+
+
+class LlavaMetaModel:
+    """The three parts and what they know: `llm`, `vision_tower`, `mm_projector`.
+
+    Attributes:
+        tokenizer: tokenizer of the language model, or None for a model built without one.
+    """
+
+    config: LlavaConfig
+    llm: PreTrainedModel
+    vision_tower: VisionTower
+    mm_projector: MultimodalProjector
+    tokenizer: Any = None
+
+    def get_llm(self) -> PreTrainedModel:
+        return self.llm
+
+    def get_vision_tower(self) -> VisionTower:
+        return self.vision_tower
+
+    def get_mm_projector(self) -> MultimodalProjector:
+        return self.mm_projector
+
+    @property
+    def image_processor(self) -> Any:
+        """transformers' processor of the checkpoint; None where pictures are only fed as uint8 of the right size."""
+        return self.vision_tower.image_processor
+
+    @property
+    def tokens_per_image(self) -> int:
+        tower = self.vision_tower
+        rate = self.mm_projector.downsample_rate
+        if rate == 1:
+            return tower.num_patches
+        return count_visual_tokens(tower.image_size, tower.config.patch_size, rate)
+
+    @property
+    def visual_spec(self) -> VisualSpec:
+        return VisualSpec(
+            image_size=self.vision_tower.image_size,
+            tokens_per_image=self.tokens_per_image,
+            image_mean=self.vision_tower.image_mean,  # pyright: ignore[reportArgumentType]
+            image_std=self.vision_tower.image_std,  # pyright: ignore[reportArgumentType]
+            aspect_mode=self.config.aspect_mode(),
+        )
+
+    def set_trainable(self, *, language_model: bool, vision_tower: bool, mm_projector: bool) -> None:
+        """Freezes or frees whole parts; tower layers behind the selected one stay frozen, nothing reaches them."""
+        self.llm.requires_grad_(language_model)
+        self.vision_tower.requires_grad_(vision_tower)
+        self.mm_projector.requires_grad_(mm_projector)
+
+    def freeze_to_eval(self) -> None:
+        """Puts wholly frozen vision parts into eval mode; called by each training forward pass."""
+        for part in (self.vision_tower, self.mm_projector):
+            if part.training and not is_trainable(part):
+                part.eval()
+
+
+class LlavaMetaForCausalLM(LlavaMetaModel):
+    """Pictures into embeddings, embeddings into text."""
+
+    training: bool
+
+    def encode_images(
+        self, images: Pictures | Float[Tensor, "b n 3 h w"] | UInt8[Tensor, "b n 3 h w"] | Sequence[Tensor]
+    ) -> Float[Tensor, "n_total t d"]:
+        """Visual tokens in language-model width; uint8 pictures are normalised on the device, floats are taken as normalised."""
+        if not isinstance(images, Tensor):
+            images = torch.cat([picture if picture.ndim == 4 else picture[None] for picture in images])
+        if images.ndim == 5:
+            images = images.flatten(0, 1)
+        features = self.vision_tower(images)
+        return self.mm_projector(features.to(next(self.mm_projector.parameters(), features).dtype))
+
+    def _must_touch_vision(self) -> bool:
+        """A rank without pictures runs a blank one where others would wait for its gradients or its shard of the weights."""
+        if not self.training:
+            return False
+        trainable = is_trainable(self.vision_tower) or is_trainable(self.mm_projector)
+        return trainable or is_partitioned(self.vision_tower.parameters())
+
+    def _image_token_id(self) -> int:
+        return IMAGE_TOKEN_INDEX if self.config.image_token_id is None else self.config.image_token_id
+
+    def embed_multimodal(
+        self, input_ids: Int[Tensor, "b s"], is_image: Bool[Tensor, "b s"], features: Float[Tensor, "n t d"] | None
+    ) -> Float[Tensor, "b s d"]:
+        """Text embeddings with every slot of is_image taken by the next visual token."""
+        embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        if features is not None:
+            return write_features(embeds, is_image, features)
+        if self._must_touch_vision():
+            size = self.vision_tower.image_size
+            blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device)
+            embeds = embeds + 0.0 * self.encode_images(blank).sum().to(embeds.dtype)
+        return embeds
+
+    def prepare_inputs_labels_for_multimodal(
+        self,
+        input_ids: Int[Tensor, "b s"],
+        position_ids: Int[Tensor, "b s"] | None,
+        attention_mask: Int[Tensor, "b s"] | Bool[Tensor, "b s"] | None,
+        past_key_values: Any,
+        labels: Int[Tensor, "b s"] | None,
+        images: Any,
+        padding_side: PaddingSide | None = None,
+    ) -> tuple[None, Tensor | None, Tensor | None, Any, Tensor, Tensor | None]:
+        """Token ids and pictures to embeddings; placeholders may be expanded or not, rows padded on either side.
+
+        Rows longer than the language model's `tokenizer_model_max_length` are cut at the end. Padding goes to `padding_side`
+        (default: the language model's `tokenizer_padding_side`, else right) with zero embeddings, ignored labels, position 0.
+
+        Returns:
+            (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels); what came as None goes as None.
+        """
+        given = position_ids is not None, attention_mask is not None, labels is not None
+        token_id = self._image_token_id()
+        ids = unify_image_token(input_ids, token_id)
+        mask = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        targets = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels
+        per_image, num_images = self.tokens_per_image, count_pictures(images)
+        if not placeholders_are_expanded((ids == token_id) & mask, num_images, per_image):
+            ids, targets, mask = expand_rows(ids, targets, mask, per_image, token_id)
+        features = self.encode_images(images) if num_images else None
+        embeds = self.embed_multimodal(ids, (ids == token_id) & mask, features) * mask[..., None]
+        mask, targets, embeds = self._cut_and_pad(mask, targets, embeds, padding_side)
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0) * mask
+        kept = [value if was else None for value, was in zip((positions, mask, targets), given, strict=True)]
+        return None, kept[0], kept[1], past_key_values, embeds, kept[2]
+
+    def _cut_and_pad(
+        self, mask: Tensor, labels: Tensor, embeds: Tensor, padding_side: PaddingSide | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Packs the tokens of each row together, cuts at the greatest length, and puts the padding on its side."""
+        longest = int(mask.sum(dim=1).max())
+        limit = getattr(self.llm.config, "tokenizer_model_max_length", None) or longest
+        if longest > limit:
+            logger.warning("a sequence of %d tokens is cut at tokenizer_model_max_length = %d", longest, limit)
+        order = move_padding(mask, "right")[:, : min(longest, limit)]
+        mask = mask.gather(1, order)
+        side = padding_side or getattr(self.llm.config, "tokenizer_padding_side", "right")
+        order = order.gather(1, move_padding(mask, side))
+        mask = mask.gather(1, move_padding(mask, side))
+        labels = labels.gather(1, order).masked_fill(~mask, IGNORE_INDEX)
+        return mask, labels, embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[-1]))
+
+    def stop_token_ids(self) -> list[int] | None:
+        """End of text and the end of a turn of the model's conversation template; None for a model without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        from llava.conversation import get_template
+        from llava.utils.tokenizer import infer_stop_tokens
+
+        stops = infer_stop_tokens(self.tokenizer, get_template(self.config.version or "auto"))
+        ids = {stop if isinstance(stop, int) else self.tokenizer.convert_tokens_to_ids(stop) for stop in stops}
+        return sorted(ids | ({self.tokenizer.eos_token_id} - {None}))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Int[Tensor, "b s"] | None = None,
+        images: Any = None,
+        attention_mask: Int[Tensor, "b s"] | Bool[Tensor, "b s"] | None = None,
+        **generation_kwargs: Any,
+    ) -> Any:
+        """New token ids only [B, new]; text alone, one or many pictures in reading order, rows of unequal length.
+
+        Takes transformers' generation arguments. Without `eos_token_id` it stops at the end of text or of a turn.
+        """
+        if input_ids is None:
+            return self.llm.generate(attention_mask=attention_mask, **self._with_stops(generation_kwargs))  # pyright: ignore
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        _, _, mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
+            input_ids, None, mask, None, None, images, padding_side="left"
+        )
+        kwargs = self._with_stops(generation_kwargs)
+        return self.llm.generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)  # pyright: ignore
+
+    def _with_stops(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        config = kwargs.get("generation_config")
+        stops = None if config is not None and config.eos_token_id is not None else self.stop_token_ids()
+        if stops and "eos_token_id" not in kwargs:
+            kwargs = {**kwargs, "eos_token_id": stops}
+        if self.tokenizer is not None and "pad_token_id" not in kwargs:
+            pad = self.tokenizer.pad_token_id
+            kwargs = {**kwargs, "pad_token_id": self.tokenizer.eos_token_id if pad is None else pad}
+        return kwargs
+
+    def generate_content(self, prompt: Any, generation_config: Any = None, **generation_kwargs: Any) -> str:
+        """Answer to one user turn: a text, a picture (PIL, `llava.Image`), a `llava.Video`, or a list of these in order."""
+        from llava.model.generation import encode_prompt
+
+        input_ids, images = encode_prompt(self, prompt)
+        if generation_config is not None:
+            generation_kwargs["generation_config"] = generation_config
+        output = self.generate(input_ids, images, **generation_kwargs)
+        return self.tokenizer.decode(output[0], skip_special_tokens=True).strip()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.llm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.llm.get_output_embeddings()  # pyright: ignore[reportReturnType]

@@ -1,0 +1,94 @@
+"""Pictures take their slots: placeholders are counted, expanded where a caller did not, and written in one go."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+PaddingSide = Literal["left", "right"]
+
+
+def count_pictures(images: Any) -> int:
+    """Pictures in [N, 3, H, W], [B, n, 3, H, W], a list of either, or None."""
+    if images is None:
+        return 0
+    if isinstance(images, Tensor):
+        return images.shape[:-3].numel()
+    return sum(count_pictures(picture) for picture in images)
+
+
+def unify_image_token(input_ids: Int[Tensor, "b s"], image_token_id: int) -> Int[Tensor, "b s"]:
+    """-200, accepted at every door, becomes the tokenizer's `<image>` id."""
+    return input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, image_token_id)
+
+
+def placeholders_are_expanded(is_image: Bool[Tensor, "b s"], num_images: int, tokens_per_image: int) -> bool:
+    """True when every picture already has all its slots, False when every picture has one placeholder.
+
+    Raises:
+        ValueError: when the text asks for another number of pictures than were given; names picture, expected and found.
+    """
+    found = int(is_image.sum())
+    if found == num_images * tokens_per_image:
+        return True
+    if found == num_images:
+        return False
+    raise ValueError(_describe_mismatch(is_image, num_images, tokens_per_image, found))
+
+
+def _describe_mismatch(is_image: Tensor, num_images: int, tokens_per_image: int, found: int) -> str:
+    edges = torch.nn.functional.pad(is_image.long(), (1, 1)).diff(dim=1)
+    begins, ends = (edges == 1).nonzero().tolist(), (edges == -1).nonzero().tolist()
+    expected = f"{num_images} pictures need {num_images} unexpanded or {num_images} x {tokens_per_image} = {num_images * tokens_per_image} expanded"
+    picture = 0
+    if found >= tokens_per_image:
+        for (row, begin), (_, end) in zip(begins, ends, strict=True):
+            if (end - begin) % tokens_per_image:
+                at = picture + (end - begin) // tokens_per_image
+                have = (end - begin) % tokens_per_image
+                where = f"picture {at} (row {row}, columns {begin}..{end - 1}) has {have} placeholders, expected {tokens_per_image}"
+                return f"{where}; {expected} placeholders, found {found}; expand with mm_utils.expand_image_tokens"
+            picture += (end - begin) // tokens_per_image
+    asked = found // tokens_per_image if found and found % tokens_per_image == 0 and tokens_per_image > 1 else found
+    first = min(asked, num_images)
+    lack = "has no placeholder in the text" if asked < num_images else "is asked for by the text but was not given"
+    return f"picture {first} {lack}: {expected} placeholders, found {found}; give one picture per <image>, in reading order"
+
+
+def write_features(
+    embeds: Float[Tensor, "b s d"], is_image: Bool[Tensor, "b s"], features: Float[Tensor, "n t d"]
+) -> Float[Tensor, "b s d"]:
+    """The one masked write: slot after slot in reading order takes the next visual token."""
+    return embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
+
+
+def expand_rows(
+    input_ids: Int[Tensor, "b s"],
+    labels: Int[Tensor, "b s"],
+    attention_mask: Bool[Tensor, "b s"],
+    tokens_per_image: int,
+    image_token_id: int,
+) -> tuple[Int[Tensor, "b u"], Int[Tensor, "b u"], Bool[Tensor, "b u"]]:
+    """Gives every picture its slots, with the function that the data side uses; rows come back right-padded."""
+    from llava.mm_utils import expand_image_tokens
+
+    ids_rows, label_rows = [], []
+    for ids, label, mask in zip(input_ids, labels, attention_mask, strict=True):
+        counts = [tokens_per_image] * int((ids[mask] == image_token_id).sum())
+        new_ids, new_labels = expand_image_tokens(ids[mask], label[mask], counts, image_token_id)
+        ids_rows.append(new_ids)
+        label_rows.append(new_labels)
+    mask_rows = [torch.ones_like(row, dtype=torch.bool) for row in ids_rows]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(ids_rows, True), pad(label_rows, True, IGNORE_INDEX), pad(mask_rows, True, 0)
+
+
+def move_padding(attention_mask: Bool[Tensor, "b s"], side: PaddingSide) -> Int[Tensor, "b s"]:
+    """For each row the order of columns that puts its padding on one side and keeps the tokens in order."""
+    padding_last = attention_mask.long() if side == "left" else (~attention_mask).long()
+    return padding_last.argsort(dim=1, stable=True)

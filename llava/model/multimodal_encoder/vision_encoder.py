@@ -1,0 +1,135 @@
+"""A vision tower answers four questions: hidden_size, num_patches, image_size, forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+
+class VisionTower(nn.Module):
+    """Wraps a vision transformer and gives the hidden states of one of its layers.
+
+    Subclasses name the transformers classes, their default layer and feature, and `embed` where it differs.
+
+    Attributes:
+        select_layer: as an index into the hidden states (-2 = before the last layer); later layers are not run.
+        select_feature: "patch" drops the class token where there is one, "cls_patch" keeps every token.
+        image_processor: transformers' processor of the checkpoint, or None for a tower with fresh weights.
+    """
+
+    config_class: ClassVar[type[PreTrainedConfig]]
+    model_class: ClassVar[type[PreTrainedModel]]
+    num_prefix_tokens: ClassVar[int] = 0
+    default_layer: ClassVar[int] = -2
+    default_feature: ClassVar[str] = "cls_patch"
+
+    def __init__(
+        self,
+        vision_tower: PreTrainedModel,
+        *,
+        select_layer: int | None = None,
+        select_feature: str | None = None,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        image_processor: Any = None,
+    ) -> None:
+        super().__init__()
+        self.vision_tower = vision_tower
+        self.select_layer = self.default_layer if select_layer is None else select_layer
+        self.select_feature = select_feature or self.default_feature
+        if self.select_feature not in ("patch", "cls_patch"):
+            raise ValueError(f"mm_vision_select_feature is {self.select_feature!r}, expected 'patch' or 'cls_patch'")
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.image_processor = image_processor
+        self.requires_grad_(True)
+
+    @property
+    def config(self) -> Any:
+        return self.vision_tower.config
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def image_size(self) -> int:
+        return self.config.image_size
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens per picture that leave the tower."""
+        keeps_prefix = self.select_feature == "cls_patch"
+        return (self.image_size // self.config.patch_size) ** 2 + self.num_prefix_tokens * keeps_prefix
+
+    @property
+    def num_layers_run(self) -> int:
+        total = self.config.num_hidden_layers
+        layers = self.select_layer if self.select_layer >= 0 else total + 1 + self.select_layer
+        if not 0 <= layers <= total:
+            raise ValueError(
+                f"mm_vision_select_layer is {self.select_layer}, the tower has {total} layers: -{total + 1}..{total}"
+            )
+        return layers
+
+    @property
+    def encoder_layers(self) -> nn.ModuleList:
+        return self.vision_tower.encoder.layers  # pyright: ignore
+
+    @property
+    def device(self) -> torch.device:
+        return self.vision_tower.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vision_tower.dtype
+
+    def unused_modules(self) -> list[nn.Module]:
+        """Parts that no selected feature passes through; they must not be trained (DDP would wait for their gradients)."""
+        names = ("post_layernorm", "head")
+        present = [module for name in names if (module := getattr(self.vision_tower, name, None)) is not None]
+        return [*self.encoder_layers[self.num_layers_run :], *present]
+
+    def requires_grad_(self, requires_grad: bool = True) -> VisionTower:
+        super().requires_grad_(requires_grad)
+        for module in self.unused_modules():
+            module.requires_grad_(False)
+        return self
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 pictures become floats of the training statistics here, on the device; floats are taken as they are."""
+        if pixels.dtype != torch.uint8:
+            return pixels.to(self.device, self.dtype)
+        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.image_mean, self.image_std))
+        return ((pixels.to(self.device).float() / 255 - mean) / std).to(self.dtype)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Pictures to patch embeddings with positions [N, P, D]."""
+        return self.vision_tower.embeddings(pixels)  # pyright: ignore[reportCallIssue]
+
+    def forward(
+        self,
+        pixels: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"],
+        patch_ids: Int[Tensor, "n p"] | None = None,
+    ) -> Float[Tensor, "n q d"]:
+        """Features of the selected layer.
+
+        Raises:
+            ValueError: for pictures of another size, and for patch_ids, which this tower cannot encode apart.
+        """
+        if patch_ids is not None:
+            raise ValueError(f"{type(self).__name__} encodes whole pictures only, expected patch_ids=None")
+        if tuple(pixels.shape[-2:]) != (self.image_size, self.image_size):
+            size = f"{pixels.shape[-2]}x{pixels.shape[-1]}"
+            raise ValueError(
+                f"pictures are {size}, the tower reads {self.image_size}x{self.image_size}; use process_images"
+            )
+        hidden = self.embed(self.normalise(pixels))
+        for layer in self.encoder_layers[: self.num_layers_run]:
+            hidden = layer(hidden, None)
+        return hidden if self.select_feature == "cls_patch" else hidden[:, self.num_prefix_tokens :]
