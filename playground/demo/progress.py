@@ -38,22 +38,19 @@ def last_record(path: Path) -> dict:
 
 
 def training_progress(folder: Path) -> Callable[[], Progress | None]:
-    """Reads `progress.jsonl` of a training run: {step, total, loss, tokens_per_second, eta, ...}."""
+    """Reads `progress.jsonl` of a training run: {step, total, fraction, loss, tokens_per_second, eta, ...}."""
 
     def read() -> Progress | None:
         record = last_record(folder / "progress.jsonl")
         if not record:
             return None
-        eta = record.get("eta")
-        share = record.get("share")
-        if share is None:
-            share = record["step"] / record["total"] if record.get("total") else 0.0
+        share = record.get("fraction", 0.0)
         notes = [f"step {record['step']}"] if "step" in record else []
         if record.get("loss") is not None and math.isfinite(record["loss"]):
             notes.append(f"loss {record['loss']:.3f}")
         if record.get("tokens_per_second"):
             notes.append(f"{record['tokens_per_second']:,.0f} tokens/s")
-        return Progress(share=min(1.0, share), seconds_left=eta, note=", ".join(notes))
+        return Progress(share=min(1.0, share), seconds_left=record.get("eta"), note=", ".join(notes))
 
     return read
 
@@ -67,7 +64,7 @@ def log_progress(log: Path) -> Callable[[], Progress | None]:
             counts = COUNT.findall(line)
             if counts:
                 done, total = map(int, counts[-1])
-                if 0 < total and done <= total:
+                if done <= total and total > 0:
                     return Progress(share=done / total, note=f"{done}/{total}")
         return None
 

@@ -14,7 +14,7 @@ from playground.demo.progress import estimate, last_record, log_progress, traini
 
 
 def test_a_training_says_its_own_time_left(tmp_path):
-    record = {"step": 50, "total": 200, "loss": 1.25, "tokens_per_second": 9000.0, "eta": 33.0}
+    record = {"step": 50, "total": 200, "fraction": 0.25, "loss": 1.25, "tokens_per_second": 9000.0, "eta": 33.0}
     (tmp_path / "progress.jsonl").write_text(json.dumps({"step": 1, "total": 200}) + "\n" + json.dumps(record) + "\n")
     progress = training_progress(tmp_path)()
     assert progress == Progress(share=0.25, seconds_left=33.0, note="step 50, loss 1.250, 9,000 tokens/s")
