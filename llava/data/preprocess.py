@@ -92,12 +92,12 @@ def preprocess_multimodal(
 
 
 def _place_pictures(text: str, shown: str) -> str:
-    first, *rest = (part.strip() for part in text.split(DEFAULT_IMAGE_TOKEN))
-    placed = first
-    for part in rest:
+    placed, *rest = (part.strip() for part in text.split(DEFAULT_IMAGE_TOKEN))
+    for index, part in enumerate(rest, start=1):
         before = f"{placed} " if placed else ""
-        after = part if shown.endswith("\n") or not part else f"\n{part}"
-        placed = before + shown + after
+        is_end = index == len(rest) and not part
+        line_break = "" if shown.endswith("\n") or is_end else "\n"
+        placed = before + shown + line_break + part
     return placed
 
 

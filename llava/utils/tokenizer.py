@@ -197,7 +197,8 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int, out_dir: str | Path)
     The files depend on the corpus only. Any text can be written: the 256 bytes are always in the vocabulary.
 
     Args:
-        vocab_size: special tokens and the 256 bytes included; too small a size leaves rare words in several tokens.
+        vocab_size: at most, special tokens and the 256 bytes included; too small a size leaves rare words in several
+            tokens, a small corpus yields a smaller vocabulary.
 
     Raises:
         ValueError: for a vocabulary that cannot hold the bytes, or an empty corpus.
@@ -215,11 +216,16 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int, out_dir: str | Path)
 
 
 def _byte_level_bpe(counts: Counter[str], vocab_size: int) -> Any:
-    """Half of the room beyond the bytes goes to merges, the rest to whole words in order of frequency."""
+    """Half of the room beyond the bytes goes to merges, the rest to whole words in order of frequency.
+
+    Last come the same words without the space before them: a short answer stands alone.
+    """
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, pre_tokenizers, trainers
 
-    words = sorted((word for word, count in counts.items() if count > 1), key=lambda word: (-counts[word], word))
+    frequent = [word for word, count in counts.items() if count > 1 or word.strip(" ↑←→") in ("", "STOP")]
+    words = sorted(frequent, key=lambda word: (-counts[word], word))
+    words += [word[1:] for word in words if word[0] == " " and len(word) > 1]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     room = vocab_size - len(alphabet)
     trained = Backend(models.BPE())
@@ -227,7 +233,7 @@ def _byte_level_bpe(counts: Counter[str], vocab_size: int) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + room // 2, initial_alphabet=alphabet, show_progress=False, min_frequency=2
     )
-    repeated = (word for word in sorted(counts) for _ in range(min(counts[word], 1000)))
+    repeated = (word for word in sorted(counts) for _ in range(min(counts[word], 200)))
     trained.train_from_iterator(repeated, trainer)
     merged = sorted(trained.get_vocab().items(), key=lambda item: item[1])
     vocab = {token: index for index, (token, _) in enumerate(merged)}
