@@ -31,11 +31,11 @@ INST = (
 DIFFERENCES = {
     "all masked": "The original cannot match the template when a separator or the space before an answer melts into a "
     "neighbouring token, and masks the whole sample. Ours trains the answer and its end.",
-    "part of the end": "The original trains one token after the answer. Where the separator is several tokens "
-    "(`</s>`, `###`, `<|im_end|>` unknown to the tokenizer, space + `</s>`), ours trains all of them, else the model "
-    "never learns to end.",
-    "space before the answer": "SentencePiece tokenizers with a template that puts a space before the answer: the "
-    "original trains that space in later answers only, ours never (it is part of the question side, given at generation).",
+    "part of the end": "The original trains one token after the answer. Where the separator is several tokens (`</s>`, "
+    "`###`, `<|im_end|>` unknown to the tokenizer, space + `</s>`), ours trains all of them, else the "
+    "model never learns to end.",
+    "space before the answer": "SentencePiece tokenizers with a template that puts a space before the answer: the original trains "
+    "that space in later answers only, ours never (it is part of the question side, given at generation).",
     "leading space": "A chunk that begins with a space: the slow SentencePiece tokenizer of transformers 4.37 wrote two "
     "space tokens, transformers 5 has fast tokenizers only, which write one.",
     "answer first": "`auto` with a chat template that demands alternating roles: the original raises on a dialogue that "
@@ -98,7 +98,7 @@ def test_golden_data_set_samples_are_exact(golden, tokenizers):
 
 def test_golden_labels_of_every_template_and_tokenizer(golden, tokenizers):
     recorded = json.loads((golden / "A_navila/text/preprocess_labels.json").read_text())
-    rows = {name: 0 for name in [*DIFFERENCES, None]}
+    rows = dict.fromkeys([*DIFFERENCES, None], 0)
     for key, expected in recorded["outputs"].items():
         template, tokenizer, case, *rest = key.split("|")
         turns = recorded["plain_conversation"] if template == "plain" else recorded["conversations"][case]
