@@ -1,1 +1,1 @@
-
+"""Worlds to navigate in: the embedded one (NumPy only), Habitat and MiniWorld behind one protocol."""
