@@ -222,7 +222,7 @@ def render(run: RunData) -> str:
     written = escape(str(run.timing.get("written", "")))
     lead = (
         f"Profile {escape(run.profile)}, {written}. Two ways to put one navigation job to the same small model: a "
-        "growing dialogue of frames and answers (streaming), and eight frames with one question per decision (8 frames)."
+        "growing dialogue of frames and answers (streaming), and eight frames with one question a decision (8 frames)."
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
