@@ -1,4 +1,4 @@
-"""MultimodalBatch -> logits and named loss terms. Names load on first use, so that importing this package costs nothing."""
+"""MultimodalBatch -> logits and named loss terms. Names load on first use, so importing this costs nothing."""
 
 from __future__ import annotations
 

@@ -2,13 +2,14 @@
 
 may_attend(q, k) = same segment, k not after q, and k lies in the trunk or in q's own branch.
 
-The rule reaches the language model through transformers' attention interface. Our key `llava_packed` is its `sdpa` until a
-`PackedLayout` arrives; with one, every segment is attended by itself, so packed samples cost no dense mask.
+The rule reaches the language model through transformers' attention interface. Our key `llava_packed` is its `sdpa`
+until a `PackedLayout` arrives; with one, every segment is attended by itself, so packed samples cost no dense mask.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def run_starts(*ids: Int[Tensor, "b s"]) -> Int[Tensor, "b s"]:
 
 
 def position_ids_of(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"]) -> Int[Tensor, "b s"]:
-    """Positions restart in each segment; a branch continues from where it hangs and the trunk goes on as if it were not there."""
+    """Positions restart in each segment; a branch continues from where it hangs, the trunk goes on without it."""
     in_trunk = (branch_ids == 0).long()
     trunk_before = in_trunk.cumsum(dim=1) - in_trunk
     index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
@@ -58,7 +59,7 @@ def position_ids_of(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b 
 
 
 def predecessor_index(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"]) -> Int[Tensor, "b s"]:
-    """Index of the token whose output predicts each token: the last earlier one that it may attend to, or -1 for none."""
+    """Index of the token whose output predicts each token: the last earlier one that it may attend to; -1 = none."""
     index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
     trunk_index = torch.where(branch_ids == 0, index, torch.full_like(index, -1))
     last_trunk = F.pad(trunk_index.cummax(dim=1).values, (1, 0), value=-1)[:, :-1]
@@ -70,7 +71,7 @@ def predecessor_index(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One run of tokens that attend among themselves: columns start..stop of a row; mask [n, n] only where branches exist."""
+    """Tokens that attend among themselves: columns start..stop of a row; mask [n, n] only where branches exist."""
 
     row: int
     start: int
@@ -123,7 +124,7 @@ def build_layout(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"]
         segments=tuple(segments),
         num_rows=num_rows,
         length=length,
-        max_length=max(end - begin for begin, end in zip(bounds[:-1], bounds[1:], strict=True)),
+        max_length=max(stop - start for start, stop in pairwise(bounds)),
         cu_seqlens=cu_seqlens.int(),
         segment_ids=segment_ids,
         branch_ids=branches,

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from llava.model.checkpoints import ReadOptions, find_layout, read_checkpoint, resolve_folder
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.language_model import LANGUAGE_MODELS, llava_llama, llava_qwen  # noqa: F401  (they fill the table)
 from llava.model.language_model.base import LlavaCausalLM
+from llava.utils.tokenizer import ensure_special_tokens
+
+DEFAULT_CONTEXT = 2048
+"""What the original loader answers for a language model that names no `max_sequence_length`."""
 
 
 def model_class_for(llm_model_type: str | None) -> type[LlavaCausalLM]:
@@ -17,33 +26,105 @@ def model_class_for(llm_model_type: str | None) -> type[LlavaCausalLM]:
 
 
 def build_model(
-    config: LlavaConfig | dict[str, Any], *, tokenizer: Any = None, attn_implementation: str | None = None
+    config: LlavaConfig | dict[str, Any],
+    *,
+    tokenizer: Any = None,
+    attn_implementation: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> LlavaCausalLM:
-    """A model with fresh weights.
+    """A model with fresh weights for every part that is given by settings, and read weights for parts given as folders.
 
     Args:
         config: `LlavaConfig`, or its keys as a dict (`llm_cfg`, `vision_tower_cfg`, `mm_projector_cfg` and any others).
         tokenizer: becomes `model.tokenizer`; its `<image>` id is stored in the config.
         attn_implementation: "sdpa" (default), "flash_attention_2", "flex_attention" or "eager" for the language model.
+        dtype: of the weights; None = float32 for fresh parts, as stored for read ones.
     """
     settings = config.to_dict() if isinstance(config, LlavaConfig) else dict(config)
-    llm = LlavaConfig.part_as_dict(settings.get("llm_cfg"))
-    if llm is None:
-        raise ValueError(
-            f"llm_cfg is {settings.get('llm_cfg')!r}, expected settings; to read weights use llava.load(path)"
-        )
-    model_class = model_class_for(llm.get("model_type"))
     settings.pop("model_type", None)
-    model = model_class(model_class.config_class(**settings), attn_implementation=attn_implementation)
+    model_class = model_class_for(_llm_model_type(settings.get("llm_cfg")))
+    model = model_class(model_class.config_class(**settings), attn_implementation=attn_implementation, dtype=dtype)
     attach_tokenizer(model, tokenizer)
     return model
 
 
+def _llm_model_type(part: Any) -> str | None:
+    if isinstance(part, str):
+        stored, _ = LlavaConfig.get_config_dict(part)
+        return stored.get("model_type")
+    settings = LlavaConfig.part_as_dict(part)
+    if settings is None:
+        raise ValueError(f"llm_cfg is {part!r}, expected settings with a model_type, or a folder with weights")
+    return settings.get("model_type")
+
+
 def attach_tokenizer(model: LlavaCausalLM, tokenizer: Any) -> None:
-    """Sets `model.tokenizer` and stores the id of `<image>`, which is added to the tokenizer in memory where it lacks it."""
+    """Sets `model.tokenizer` and stores the id of `<image>`, which a tokenizer that lacks it gains in memory."""
     if tokenizer is None:
         return
-    from llava.utils.tokenizer import ensure_special_tokens
-
     model.config.image_token_id = ensure_special_tokens(tokenizer)
     model.tokenizer = tokenizer
+
+
+def load_pretrained_model(
+    model_path: str,
+    model_base: str | None = None,
+    model_name: str | None = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: Any = None,
+    device: str | None = None,
+    **kwargs: Any,
+) -> tuple[Any, Any, Any, int]:
+    """Reads a checkpoint of any known layout, or a plain language model.
+
+    Args:
+        model_name: accepted as documented; nothing is decided by a name.
+        device: "cpu", "cuda", "cuda:1"; None = CUDA where there is one. device_map: as transformers takes it, wins.
+        kwargs: dtype, attn_implementation, quantization_config, cache_dir.
+
+    Returns:
+        (tokenizer, model, image_processor, context_len); image_processor is None for a plain language model.
+    """
+    device_map = device_map or {"": device or ("cuda" if torch.cuda.is_available() else "cpu")}
+    if load_8bit or load_4bit:
+        kwargs["quantization_config"] = quantization(load_4bit=load_4bit)
+    options = ReadOptions(model_base=model_base, device_map=device_map, **kwargs)
+    folder = resolve_folder(model_path, options.cache_dir)
+    if find_layout(folder) is None and (folder / "config.json").is_file():
+        return _load_language_model(str(folder), options)
+    model = read_checkpoint(folder, options)
+    return model.tokenizer, model, model.image_processor, context_length(model.llm)
+
+
+def _load_language_model(folder: str, options: ReadOptions) -> tuple[Any, Any, None, int]:
+    llm = AutoModelForCausalLM.from_pretrained(folder, dtype=options.dtype, device_map=options.device_map)
+    return AutoTokenizer.from_pretrained(folder), llm, None, context_length(llm)
+
+
+def context_length(llm: Any) -> int:
+    return getattr(llm.config, "max_sequence_length", None) or DEFAULT_CONTEXT
+
+
+def quantization(*, load_4bit: bool) -> BitsAndBytesConfig:
+    """8-bit, or 4-bit (nf4, double quantisation), for the language model.
+
+    Raises:
+        ValueError: without a CUDA device. ImportError: without bitsandbytes.
+    """
+    bits = "load_4bit" if load_4bit else "load_8bit"
+    if find_spec("bitsandbytes") is None:
+        raise ImportError(f"{bits} needs bitsandbytes: pip install bitsandbytes")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"{bits} needs a CUDA device, found none; load without it, "
+            "or install a CUDA build of torch beside it: pip install torch bitsandbytes"
+        )
+    if not load_4bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_compute_dtype=torch.float16,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type="nf4",
+    )

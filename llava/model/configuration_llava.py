@@ -27,7 +27,8 @@ class LlavaConfig(PreTrainedConfig):
     Attributes:
         version: conversation template that the model was trained with.
         image_token_id: id of `<image>`; may lie beyond the embedding rows, its row is never read.
-        token_order: order of the merged tokens of `mlp_downsample`, "column" (VILA-1.5, NaVILA) or "row" (NVILA, new models).
+        token_order: order of the merged tokens of `mlp_downsample`, "column" (VILA-1.5, NaVILA) or "row" (NVILA,
+            new models).
         navigation_prompt: format, instruction treatment and number of frames of the navigation prompt.
         camera_profile: camera of the training data, compared with the camera at run time.
         tokenization_compat: True reproduces the doubled begin-of-text token of the published training code.

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from llava.batch import VisualSpec
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import get_template
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.media_embedding import (
     PaddingSide,
@@ -26,6 +27,7 @@ from llava.model.media_embedding import (
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
 from llava.model.multimodal_projector.base_projector import MultimodalProjector
 from llava.model.utils import count_visual_tokens, is_partitioned, is_trainable
+from llava.utils.tokenizer import infer_stop_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
     def encode_images(
         self, images: Pictures | Float[Tensor, "b n 3 h w"] | UInt8[Tensor, "b n 3 h w"] | Sequence[Tensor]
     ) -> Float[Tensor, "n_total t d"]:
-        """Visual tokens in language-model width; uint8 pictures are normalised on the device, floats are taken as normalised."""
+        """Visual tokens in language-model width; uint8 pictures are normalised here, floats are taken as normalised."""
         if not isinstance(images, Tensor):
             images = torch.cat([picture if picture.ndim == 4 else picture[None] for picture in images])
         if images.ndim == 5:
@@ -107,7 +109,7 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         return self.mm_projector(features.to(next(self.mm_projector.parameters(), features).dtype))
 
     def _must_touch_vision(self) -> bool:
-        """A rank without pictures runs a blank one where others would wait for its gradients or its shard of the weights."""
+        """A rank without pictures runs a blank one where others would wait for its gradients or its weights."""
         if not self.training:
             return False
         trainable = is_trainable(self.vision_tower) or is_trainable(self.mm_projector)
@@ -141,11 +143,11 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
     ) -> tuple[None, Tensor | None, Tensor | None, Any, Tensor, Tensor | None]:
         """Token ids and pictures to embeddings; placeholders may be expanded or not, rows padded on either side.
 
-        Rows longer than the language model's `tokenizer_model_max_length` are cut at the end. Padding goes to `padding_side`
-        (default: the language model's `tokenizer_padding_side`, else right) with zero embeddings, ignored labels, position 0.
+        Rows longer than `tokenizer_model_max_length` are cut at the end. Padding goes to `padding_side` (default: the
+        language model's `tokenizer_padding_side`, else right) with zero embeddings, ignored labels, position 0.
 
         Returns:
-            (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels); what came as None goes as None.
+            (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels); None in, None out.
         """
         given = position_ids is not None, attention_mask is not None, labels is not None
         token_id = self._image_token_id()
@@ -167,7 +169,7 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Packs the tokens of each row together, cuts at the greatest length, and puts the padding on its side."""
         longest = int(mask.sum(dim=1).max())
-        limit = getattr(self.llm.config, "tokenizer_model_max_length", None) or longest
+        limit = self._longest_sequence() or longest
         if longest > limit:
             logger.warning("a sequence of %d tokens is cut at tokenizer_model_max_length = %d", longest, limit)
         order = move_padding(mask, "right")[:, : min(longest, limit)]
@@ -178,16 +180,19 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         labels = labels.gather(1, order).masked_fill(~mask, IGNORE_INDEX)
         return mask, labels, embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[-1]))
 
+    def _longest_sequence(self) -> int | None:
+        """`tokenizer_model_max_length` of this model, or of its language model (where older checkpoints store it)."""
+        name = "tokenizer_model_max_length"
+        return getattr(self.config, name, None) or getattr(self.llm.config, name, None)
+
     def stop_token_ids(self) -> list[int] | None:
-        """End of text and the end of a turn of the model's conversation template; None for a model without a tokenizer."""
+        """End of text and end of a turn of the model's conversation template; None for a model without a tokenizer."""
         if self.tokenizer is None:
             return None
-        from llava.conversation import get_template
-        from llava.utils.tokenizer import infer_stop_tokens
-
-        stops = infer_stop_tokens(self.tokenizer, get_template(self.config.version or "auto"))
-        ids = {stop if isinstance(stop, int) else self.tokenizer.convert_tokens_to_ids(stop) for stop in stops}
-        return sorted(ids | ({self.tokenizer.eos_token_id} - {None}))
+        if self.config.version is None:
+            return None if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        stops = infer_stop_tokens(self.tokenizer, get_template(self.config.version))
+        return sorted(self.tokenizer.convert_tokens_to_ids(stops))
 
     @torch.no_grad()
     def generate(
@@ -221,7 +226,7 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         return kwargs
 
     def generate_content(self, prompt: Any, generation_config: Any = None, **generation_kwargs: Any) -> str:
-        """Answer to one user turn: a text, a picture (PIL, `llava.Image`), a `llava.Video`, or a list of these in order."""
+        """Answer to one user turn: a text, a picture (PIL, `llava.Image`), a `llava.Video`, or a list of these."""
         from llava.model.generation import encode_prompt
 
         input_ids, images = encode_prompt(self, prompt)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from llava.constants import IGNORE_INDEX
 
 ROWS_PER_CHUNK = 4096
-"""Rows whose logits are alive at the same time in training; more rows are recomputed chunk by chunk in the backward pass."""
+"""Rows whose logits are alive at the same time in training; more are recomputed chunk by chunk in the backward pass."""
 
 
 def soft_targets(time_targets: Int[Tensor, "n"], time_token_ids: Int[Tensor, "k"], std: float) -> Float[Tensor, "n k"]:
@@ -47,7 +47,7 @@ def supervised_loss_sum(
     time_token_ids: Sequence[int] = (),
     soft_ce_std: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Language head and loss of n supervised rows; at most ROWS_PER_CHUNK rows of logits are kept for the backward pass.
+    """Language head and loss of n supervised rows; at most ROWS_PER_CHUNK rows of logits are alive at a time.
 
     Works for n = 0 (a sum of nothing that still reaches every weight, so that no rank skips a gradient).
     """

@@ -31,7 +31,7 @@ def placeholders_are_expanded(is_image: Bool[Tensor, "b s"], num_images: int, to
     """True when every picture already has all its slots, False when every picture has one placeholder.
 
     Raises:
-        ValueError: when the text asks for another number of pictures than were given; names picture, expected and found.
+        ValueError: the text asks for another number of pictures than were given; names picture, expected, found.
     """
     found = int(is_image.sum())
     if found == num_images * tokens_per_image:
@@ -42,22 +42,27 @@ def placeholders_are_expanded(is_image: Bool[Tensor, "b s"], num_images: int, to
 
 
 def _describe_mismatch(is_image: Tensor, num_images: int, tokens_per_image: int, found: int) -> str:
+    expected = f"{num_images} pictures need {num_images} placeholders, or {num_images * tokens_per_image} expanded ones"
+    broken = _broken_picture(is_image, tokens_per_image) if found >= tokens_per_image > 1 else None
+    if broken is not None:
+        return f"{broken}, expected {tokens_per_image}; {expected}, found {found}; use mm_utils.expand_image_tokens"
+    is_expanded = tokens_per_image > 1 and found > 0 and found % tokens_per_image == 0
+    asked = found // tokens_per_image if is_expanded else found
+    lack = "has no placeholder in the text" if asked < num_images else "is asked for by the text but was not given"
+    return f"picture {min(asked, num_images)} {lack}: {expected}, found {found}; give one picture per <image>, in order"
+
+
+def _broken_picture(is_image: Tensor, tokens_per_image: int) -> str | None:
+    """The first picture (counted from 0) whose run of placeholders is too short or too long."""
     edges = torch.nn.functional.pad(is_image.long(), (1, 1)).diff(dim=1)
     begins, ends = (edges == 1).nonzero().tolist(), (edges == -1).nonzero().tolist()
-    expected = f"{num_images} pictures need {num_images} unexpanded or {num_images} x {tokens_per_image} = {num_images * tokens_per_image} expanded"
-    picture = 0
-    if found >= tokens_per_image:
-        for (row, begin), (_, end) in zip(begins, ends, strict=True):
-            if (end - begin) % tokens_per_image:
-                at = picture + (end - begin) // tokens_per_image
-                have = (end - begin) % tokens_per_image
-                where = f"picture {at} (row {row}, columns {begin}..{end - 1}) has {have} placeholders, expected {tokens_per_image}"
-                return f"{where}; {expected} placeholders, found {found}; expand with mm_utils.expand_image_tokens"
-            picture += (end - begin) // tokens_per_image
-    asked = found // tokens_per_image if found and found % tokens_per_image == 0 and tokens_per_image > 1 else found
-    first = min(asked, num_images)
-    lack = "has no placeholder in the text" if asked < num_images else "is asked for by the text but was not given"
-    return f"picture {first} {lack}: {expected} placeholders, found {found}; give one picture per <image>, in reading order"
+    before = 0
+    for (row, begin), (_, end) in zip(begins, ends, strict=True):
+        whole, rest = divmod(end - begin, tokens_per_image)
+        if rest:
+            return f"picture {before + whole} (row {row}, columns {begin}..{end - 1}) has {rest} placeholders"
+        before += whole
+    return None
 
 
 def write_features(

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def count_visual_tokens(image_size: int, patch_size: int, downsample_rate: int) -> int:
-    """Language-model positions of one square picture; grids that do not divide are padded up (27 x 27 at rate 2 -> 14 x 14)."""
+    """Language-model positions of one square picture; a grid that does not divide grows (27 at rate 2 -> 14)."""
     from llava.mm_utils import visual_tokens_per_image
 
     return visual_tokens_per_image(image_size, patch_size, downsample_rate)

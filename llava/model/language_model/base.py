@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,16 +17,19 @@ from llava.model.attention import (
     position_ids_of,
     predecessor_index,
 )
+from llava.model.checkpoints import ReadOptions, read_checkpoint
+from llava.model.checkpoints.three_folder import write
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.language_model.builder import build_llm
 from llava.model.llava_arch import LlavaMetaForCausalLM
-from llava.model.loss import normalise, supervised_loss_sum, token_loss_sum
+from llava.model.loss import normalise, supervised_loss_sum
 from llava.model.media_embedding import count_pictures, placeholders_are_expanded, unify_image_token
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
 from llava.model.multimodal_projector.base_projector import MultimodalProjector
 from llava.model.multimodal_projector.builder import build_mm_projector
 from llava.model.outputs import LlavaOutput
+from llava.utils.registry import suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +41,15 @@ class Parts:
     mm_projector: MultimodalProjector
 
 
-def build_parts(config: LlavaConfig, attn_implementation: str | None = None) -> Parts:
-    """Parts with fresh weights from the settings in config (dicts or config objects)."""
-    llm = build_llm(config.llm_cfg, attn_implementation=attn_implementation)
-    tower = build_vision_tower(config.vision_tower_cfg, config)
+def build_parts(config: LlavaConfig, attn_implementation: str | None = None, dtype: Any = None) -> Parts:
+    """Parts with fresh weights where config holds settings, read where it names a folder."""
+    for key in ("llm_cfg", "vision_tower_cfg", "mm_projector_cfg"):
+        if getattr(config, key) is None:
+            raise ValueError(f"{key} is None, expected settings (dict, config object) or a folder")
+    llm = build_llm(config.llm_cfg, attn_implementation=attn_implementation, dtype=dtype)
+    tower = build_vision_tower(config.vision_tower_cfg, config, dtype)
     projector = build_mm_projector(
-        config.mm_projector_cfg, tower.hidden_size, llm.config.hidden_size, config.token_order
+        config.mm_projector_cfg, tower.hidden_size, llm.config.hidden_size, token_order=config.token_order, dtype=dtype
     )
     return Parts(llm=llm, vision_tower=tower, mm_projector=projector)
 
@@ -59,11 +65,17 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[Any] = ["past_key_values"]
 
-    def __init__(self, config: LlavaConfig, parts: Parts | None = None, attn_implementation: str | None = None) -> None:
+    def __init__(
+        self,
+        config: LlavaConfig,
+        parts: Parts | None = None,
+        attn_implementation: str | None = None,
+        dtype: Any = None,
+    ) -> None:
         super().__init__(config)
-        parts = build_parts(config, attn_implementation) if parts is None else parts
+        parts = build_parts(config, attn_implementation, dtype) if parts is None else parts
         if parts.llm.config.hidden_size != parts.mm_projector.config.hidden_size:
             raise ValueError(
                 f"mm_projector gives width {parts.mm_projector.config.hidden_size}, "
@@ -72,14 +84,15 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         self.llm = parts.llm
         self.vision_tower = parts.vision_tower
         self.mm_projector = parts.mm_projector
-        self._store_part_settings()
+        self.store_part_settings()
         self.post_init()
 
-    def _store_part_settings(self) -> None:
+    def store_part_settings(self) -> None:
+        """Writes what the parts are into the config: it then describes the whole model, without any path."""
         config = self.config
-        config.llm_cfg = self.llm.config.to_dict()
-        config.vision_tower_cfg = self.vision_tower.config.to_dict()
-        config.mm_projector_cfg = self.mm_projector.config.to_dict()
+        config.llm_cfg = _settings(self.llm)
+        config.vision_tower_cfg = _settings(self.vision_tower.vision_tower)
+        config.mm_projector_cfg = _settings(self.mm_projector)
         config.hidden_size = self.llm.config.hidden_size
         config.mm_hidden_size = self.vision_tower.hidden_size
         config.mm_vision_select_layer = self.vision_tower.select_layer
@@ -91,6 +104,29 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
 
     def init_weights(self) -> None:
         """Nothing: each part came with its weights."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> LlavaCausalLM:  # pyright: ignore
+        """The model in a folder or of a hub id, with `tokenizer` and `image_processor`; dtype "auto" = as stored.
+
+        Takes dtype, device_map, attn_implementation, quantization_config, cache_dir.
+        """
+        model = read_checkpoint(pretrained_model_name_or_path, _read_options(kwargs))
+        if not isinstance(model, cls):
+            raise ValueError(f"{pretrained_model_name_or_path} holds a {type(model).__name__}, expected {cls.__name__}")
+        return model
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        max_shard_size: int | str = "5GB",
+        **kwargs: Any,
+    ) -> None:
+        """Writes llm/ (with the tokenizer), vision_tower/ (with the image processor), mm_projector/ and config.json."""
+        if is_main_process:
+            write(self, save_directory, state_dict, max_shard_size)
 
     def forward(
         self,
@@ -250,10 +286,29 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         return LlavaOutput(logits=logits)
 
 
+def _settings(part: PreTrainedModel) -> dict[str, Any]:
+    settings = part.config.to_dict()
+    settings.pop("_name_or_path", None)
+    return settings
+
+
+_HUB_ARGUMENTS = ("config", "trust_remote_code", "code_revision", "revision", "force_download", "token", "_from_auto")
+
+
+def _read_options(kwargs: dict[str, Any]) -> ReadOptions:
+    if "torch_dtype" in kwargs:
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
+    known = {field.name for field in fields(ReadOptions)}
+    unknown = sorted(set(kwargs) - known - set(_HUB_ARGUMENTS))
+    if unknown:
+        raise ValueError(f"from_pretrained does not take '{unknown[0]}'{suggest(unknown[0], sorted(known))}")
+    return ReadOptions(**{key: value for key, value in kwargs.items() if key in known and value is not None})
+
+
 def supervised_rows(
     labels: Int[Tensor, "b s"], segments: Int[Tensor, "b s"] | None, branches: Int[Tensor, "b s"] | None
 ) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
-    """(flat indices of the rows that predict, their targets). The first token of a segment has no predecessor: never trained."""
+    """(flat indices of the rows that predict, their targets); the first token of a segment is never a target."""
     if segments is None:
         index = torch.arange(-1, labels.shape[1] - 1, device=labels.device).expand_as(labels)
     else:

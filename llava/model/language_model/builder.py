@@ -1,17 +1,22 @@
-"""Builds the language model part."""
+"""The language model part: fresh from settings, or read from a folder."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from llava.model.attention import resolve_implementation
+from llava.model.checkpoints import ReadOptions
+from llava.model.checkpoints.keys import read_part
 
 
-def build_llm(part: Any, *, attn_implementation: str | None = None) -> PreTrainedModel:
-    """A causal language model with fresh weights from settings (dict with `model_type`, or a config object)."""
+def build_llm(part: Any, *, attn_implementation: str | None = None, dtype: Any = None) -> PreTrainedModel:
+    """A causal language model: fresh from settings (dict with `model_type`, or a config object), read from a str."""
+    if isinstance(part, str | Path):
+        return read_llm(part, ReadOptions(attn_implementation=attn_implementation, dtype=dtype or "auto"))
     if isinstance(part, PreTrainedConfig):
         llm_config = part
     else:
@@ -20,4 +25,20 @@ def build_llm(part: Any, *, attn_implementation: str | None = None) -> PreTraine
         if model_type is None:
             raise ValueError("llm_cfg has no model_type, expected one of transformers' such as 'llama' or 'qwen2'")
         llm_config = AutoConfig.for_model(model_type, **settings)
-    return AutoModelForCausalLM.from_config(llm_config, attn_implementation=resolve_implementation(attn_implementation))
+    implementation = resolve_implementation(attn_implementation)
+    given = {} if dtype is None else {"dtype": dtype}
+    return AutoModelForCausalLM.from_config(llm_config, attn_implementation=implementation, **given)
+
+
+def read_llm(folder: Path | str, options: ReadOptions) -> PreTrainedModel:
+    """A language model from a plain folder (or hub id) of transformers: safetensors or .bin, sharded or not."""
+    return read_part(
+        AutoModelForCausalLM.from_pretrained,
+        folder,
+        "language model",
+        dtype=options.dtype,
+        device_map=options.device_map,
+        attn_implementation=resolve_implementation(options.attn_implementation),
+        quantization_config=options.quantization_config,
+        cache_dir=options.cache_dir,
+    )

@@ -1,7 +1,7 @@
 """SigLIP with a fine patch stem: two small convolutions in place of one large one.
 
-A patch of 16 x 16 pixels seen by one linear map must average away what is one pixel wide; 4 x 4 sub-patches, a GELU and a second
-4 x 4 merge keep it, for 0.2 % more parameters. Made for small models that are trained from scratch on small pictures.
+A patch of 16 x 16 pixels seen by one linear map must average away what is one pixel wide; 4 x 4 sub-patches, a GELU and
+a second 4 x 4 merge keep it, for 0.2 % more parameters. Made for small models trained from scratch on small pictures.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class SiglipStemConfig(SiglipVisionConfig):
         super().__post_init__(**kwargs)
         if prod(self.stem_strides) != self.patch_size:
             raise ValueError(
-                f"stem_strides {tuple(self.stem_strides)} multiply to {prod(self.stem_strides)}, patch_size is {self.patch_size}"
+                f"stem_strides {tuple(self.stem_strides)} multiply to {prod(self.stem_strides)}, expected "
+                f"patch_size = {self.patch_size}"
             )
 
 

@@ -90,7 +90,7 @@ class VisionTower(nn.Module):
         return self.vision_tower.dtype
 
     def unused_modules(self) -> list[nn.Module]:
-        """Parts that no selected feature passes through; they must not be trained (DDP would wait for their gradients)."""
+        """Parts that no selected feature passes through; never trained (DDP would wait for their gradients)."""
         names = ("post_layernorm", "head")
         present = [module for name in names if (module := getattr(self.vision_tower, name, None)) is not None]
         return [*self.encoder_layers[self.num_layers_run :], *present]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch.nn.functional as F
@@ -69,10 +70,10 @@ class DownSample(nn.Module):
         return merge_neighbours(tokens, self.rate, self.order)
 
 
-def _norm_linear(widths: list[int], first_norm: bool = True) -> list[nn.Module]:
-    """LayerNorm, Linear, GELU for each step of widths; the last Linear comes without GELU."""
+def _norm_linear(widths: list[int]) -> list[nn.Module]:
+    """LayerNorm, Linear, GELU for each step of widths."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.LayerNorm(before), nn.Linear(before, after), nn.GELU()]
     return layers
 
@@ -113,7 +114,7 @@ def build_layers(projector_type: str, mm_hidden_size: int, hidden_size: int, tok
     """Layers whose parameter names are those of published checkpoints (`layers.1.weight`, ...)."""
     if match := _MLP.fullmatch(projector_type):
         widths = [mm_hidden_size] + [hidden_size] * int(match[1])
-        steps = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        steps = [nn.Linear(a, b) for a, b in pairwise(widths)]
         return nn.Sequential(*(layer for step in steps for layer in (step, nn.GELU())))[:-1]
     try:
         layers = PROJECTORS[projector_type](mm_hidden_size, hidden_size)
@@ -147,9 +148,7 @@ class MultimodalProjector(PreTrainedModel):
         super().__init__(config)
         for key in ("mm_projector_type", "mm_hidden_size", "hidden_size"):
             if getattr(config, key, None) is None:
-                raise ValueError(
-                    f"the projector's config has no {key}; mm_projector/config.json must name the type, its caller the widths"
-                )
+                raise ValueError(f"the projector's config has no {key}; its file names the type, its caller the widths")
         kind: Any = config.mm_projector_type
         widths: Any = (config.mm_hidden_size, config.hidden_size)
         self.downsample_rate = downsample_rate(kind)
