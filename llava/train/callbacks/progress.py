@@ -1,0 +1,152 @@
+"""Progress for people (a bar, or a line every few seconds) and for programs (`progress.jsonl`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llava.train.schedule import TrainClock
+
+PROGRESS_FILE = "progress.jsonl"
+
+
+class ProgressCallback(TrainerCallback):
+    """Shows step, loss, tokens/s and the time left; writes one JSON line per log line.
+
+    A terminal gets a rich bar, anything else one plain line every `every` seconds. Lines of `progress.jsonl` have the
+    keys step, total, share, loss, tokens_per_second, data_wait, learning_rate, elapsed, eta (seconds left) and every
+    named loss term. On resumption the lines after the checkpoint are dropped, so each step stands there once.
+    """
+
+    def __init__(
+        self, output_dir: Path, clock: TrainClock, *, every: float = 5.0, stream: TextIO | None = None
+    ) -> None:
+        self.file = output_dir / PROGRESS_FILE
+        self.clock, self.every = clock, every
+        self.stream = stream or sys.stderr
+        self._bar: Any = None
+        self._last_line = -float("inf")
+        self._start = (0, 0.0)
+        self._latest: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._start = (state.global_step, self.clock.elapsed)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        _keep_until(self.file, state.global_step)
+        self._bar = _bar(self.stream)
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("train", total=1.0, note="")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs.get("logs") or {}
+        if not state.is_world_process_zero or "loss" not in logs:
+            return
+        self._latest = logs
+        with self.file.open("a") as file:
+            file.write(json.dumps(self._record(state, logs)) + "\n")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        now = time.monotonic()
+        if self._bar is None and now - self._last_line < self.every and not control.should_training_stop:
+            return
+        self._last_line = now
+        record = self._record(state, self._latest)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record["share"], note=_note(record))
+        else:
+            print(f"train {100 * record['share']:3.0f} % | {_note(record)}", file=self.stream, flush=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _record(self, state: TrainerState, logs: dict[str, float]) -> dict[str, Any]:
+        share, eta = self._left(state)
+        total = state.max_steps if self.clock.budget is None else round(state.global_step / max(share, 1e-9))
+        keep = {k: v for k, v in logs.items() if isinstance(v, int | float) and k != "total_flos"}
+        return {
+            **keep,
+            "step": state.global_step,
+            "total": max(total, state.global_step),
+            "share": round(share, 4),
+            "elapsed": round(self.clock.elapsed, 2),
+            "eta": round(eta, 1),
+        }
+
+    def _left(self, state: TrainerState) -> tuple[float, float]:
+        """Share of the run that is done, and seconds left at the speed of this process so far."""
+        by_steps = state.global_step / max(state.max_steps, 1)
+        if self.clock.budget is not None:
+            share = max(self.clock.fraction, min(1.0, by_steps))
+            return share, max(0.0, self.clock.budget - self.clock.elapsed)
+        steps, since = self._start
+        speed = (state.global_step - steps) / max(self.clock.elapsed - since, 1e-9)
+        return min(1.0, by_steps), max(0.0, (state.max_steps - state.global_step) / max(speed, 1e-9))
+
+
+def _note(record: dict[str, Any]) -> str:
+    loss = f"loss {record['loss']:.4f} | " if "loss" in record else ""
+    speed = f"{record['tokens_per_second']:,.0f} tokens/s | " if "tokens_per_second" in record else ""
+    times = f"{_clock(record['elapsed'])} gone, {_clock(record['eta'])} left"
+    return f"step {record['step']}/{record['total']} | {loss}{speed}{times}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _bar(stream: TextIO) -> Any:
+    """A rich progress bar on a terminal, else None."""
+    if not stream.isatty():
+        return None
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+    except ImportError:
+        return None
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=Console(file=stream), refresh_per_second=2)
+
+
+def _keep_until(file: Path, step: int) -> None:
+    """Drop the lines of steps that will be trained again, and a last line that was cut off."""
+    if not file.is_file():
+        return
+    kept = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
+    file.write_text("".join(f"{line}\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
+
+
+def read_progress(output_dir: Path) -> list[dict[str, Any]]:
+    """The lines of `progress.jsonl`, oldest first; a half-written last line is left out."""
+    file = output_dir / PROGRESS_FILE
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if _step_of(line) != float("inf")]

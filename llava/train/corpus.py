@@ -1,0 +1,69 @@
+"""The text of a mixture, for training the tokenizer of an embedded model before any sample can be built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llava.conversation import get_template
+from llava.data.datasets_mixture import DataRegistry, Entry
+from llava.data.utils import read_json, read_records
+from llava.navigation.actions import ArrowFormat
+from llava.navigation.prompt import NavilaFormat, StreamingFormat, normalise_instruction
+
+MEDIA_KEYS = frozenset({"frames", "image", "images", "video", "video_path", "video_id", "id"})
+"""Fields of a record that name files, not words."""
+
+NAVIGATION_TYPES = frozenset({"vlnce", "streaming"})
+
+
+def corpus(registry: DataRegistry, mixture: str, template: str) -> Iterator[str]:
+    """All words that training on the mixture can show: prompts, questions, answers, and the template's own text."""
+    yield get_template(template).render([{"from": "human", "value": ""}], add_generation_prompt=True)
+    for name in dict.fromkeys(part.name for part in registry.parts(mixture)):
+        yield from _texts_of(registry.entries[name])
+
+
+def _texts_of(entry: Entry) -> Iterator[str]:
+    navigates = entry.type in NAVIGATION_TYPES
+    if navigates:
+        yield from _navigation_texts()
+    for record in read_records(entry.paths["data_path"]):
+        yield from _strings(record)
+        if navigates:
+            yield normalise_instruction(str(record.get("q", "")))
+    if "grounding_path" in entry.paths:
+        yield from _grounding_texts(entry)
+
+
+def _navigation_texts() -> Iterator[str]:
+    """What the prompt formats add to an instruction, often enough that each answer becomes one token."""
+    yield NavilaFormat().question("")
+    yield from (piece.text or "" for piece in StreamingFormat().opening(""))
+    yield from ArrowFormat().vocabulary() * 100
+
+
+def _grounding_texts(entry: Entry) -> Iterator[str]:
+    """Dialogues about where things are, as the streaming data set asks them."""
+    from llava.data.dataset_impl.streaming import grounding_dialogue
+
+    seen: dict[str, Any] = {}
+    for decisions in read_json(entry.paths["grounding_path"]).values():
+        for objects in decisions:
+            for name, place in objects.items():
+                seen.setdefault(f"{name} {place}", (name, place))
+    for name, place in seen.values():
+        yield " ".join(grounding_dialogue(name, place))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text inside a record, paths and ids left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key not in MEDIA_KEYS:
+                yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

@@ -1,0 +1,146 @@
+"""Data of a run: the mixture as a data set, its collator, and what the samplers and the checkpoint need of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset, Subset
+
+from llava.data.base import DataOptions
+from llava.data.builder import build_dataset
+from llava.data.collate import DataCollator
+from llava.data.datasets_mixture import DataRegistry, Entry, load_registry
+from llava.train.corpus import corpus
+from llava.train.model_setup import EMBEDDED_TEMPLATE, PreparedModel
+from llava.train.parse import RunArguments
+from llava.train.samplers import Mixture, parse_weights
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_PREFIX = "embedded_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """What the trainer reads, and what the checkpoint must remember of the data."""
+
+    train: Dataset
+    evaluation: Dataset | None
+    collator: DataCollator
+    mixture: Mixture
+    lengths: np.ndarray
+    modalities: np.ndarray
+    stored: dict[str, Any]
+
+    def store_in(self, config: Any) -> None:
+        """Put prompt format, camera and tokenisation into the model's config; what the data does not say stays."""
+        for name, value in self.stored.items():
+            if value is not None:
+                setattr(config, name, value)
+
+
+def registry_of(args: RunArguments) -> DataRegistry:
+    """The registry files of the run; `VILA_DATASETS` is read here, nothing below reads the environment."""
+    if args.data.data_path:
+        paths = {"data_path": Path(args.data.data_path), "media_dir": Path(args.data.image_folder or ".")}
+        name = args.data.data_mixture
+        return DataRegistry(entries={name: Entry(name=name, type="llava", paths=paths)}, mixtures={})
+    sources = args.data.data_registry or os.environ.get("VILA_DATASETS")
+    return load_registry(sources, data_root=args.data.data_root)
+
+
+def text_of(args: RunArguments) -> Iterable[str]:
+    """The text that trains the tokenizer of an embedded model."""
+    registry = registry_of(args)
+    mixture = args.data.tokenizer_mixture or args.data.data_mixture
+    _check_embedded_data(registry, mixture)
+    template = args.model.version if args.model.version != "auto" else EMBEDDED_TEMPLATE
+    return corpus(registry, mixture, template)
+
+
+def prepare_data(args: RunArguments, prepared: PreparedModel) -> PreparedData:
+    """Build the mixture for a model: pictures in its size, text by its tokenizer and template."""
+    registry = registry_of(args)
+    _check_embedded_data(registry, args.data.data_mixture)
+    full = _dataset(args.data.data_mixture, args, prepared, registry, "train")
+    limit = args.data.max_samples
+    kept = len(full) if limit < 0 else min(limit, len(full))
+    weights = parse_weights(args.data.mixture_weights, full.names)
+    if kept < len(full) and weights:
+        raise ValueError("max_samples and mixture_weights exclude each other; use 'name*0.1' in data_mixture")
+    evaluation = args.data.eval_data_mixture
+    return PreparedData(
+        train=full if kept == len(full) else Subset(full, range(kept)),
+        evaluation=_dataset(evaluation, args, prepared, registry, "eval") if evaluation else None,
+        collator=_collator(args, prepared),
+        mixture=Mixture(sizes=tuple(full.sizes) if kept == len(full) else (kept,), weights=weights),
+        lengths=np.minimum(full.lengths[:kept], args.training.model_max_length),
+        modalities=np.array([int(kind != "text") for kind in full.modality[:kept]]),
+        stored=_stored(full, args),
+    )
+
+
+def _dataset(mixture: str, args: RunArguments, prepared: PreparedModel, registry: DataRegistry, split: str) -> Any:
+    model: Any = prepared.model
+    return build_dataset(
+        mixture,
+        registry=registry,
+        tokenizer=prepared.tokenizer,
+        spec=model.visual_spec,
+        template=prepared.template,
+        options=data_options(args, model.config),
+        split=split,
+    )
+
+
+def data_options(args: RunArguments, config: Any) -> DataOptions:
+    """Choices of the data side: given flags, else what the checkpoint stores, else the defaults."""
+    data, stored = args.data, getattr(config, "navigation_prompt", None) or {}
+    chosen: dict[str, Any] = {
+        "num_video_frames": getattr(config, "num_video_frames", None) or data.num_video_frames,
+        "instruction": data.instruction or stored.get("instruction", "normalised"),
+        "answers_visible": data.answers_visible or stored.get("answers_visible", False),
+        "max_decisions": data.max_decisions,
+        "grounding_questions": data.grounding_questions,
+        "on_error": data.broken_samples,
+        "seed": args.training.seed,
+    }
+    compat = getattr(config, "tokenization_compat", None)
+    return DataOptions(**chosen) if compat is None else DataOptions(**chosen, tokenization_compat=compat)
+
+
+def _collator(args: RunArguments, prepared: PreparedModel) -> DataCollator:
+    tokenizer, model = prepared.tokenizer, prepared.model
+    pad = tokenizer.pad_token_id
+    return DataCollator(
+        pad_token_id=int(tokenizer.eos_token_id if pad is None else pad),  # type: ignore[arg-type]
+        max_length=args.training.model_max_length,
+        mode="pack" if args.training.packing else "pad",
+        rows="one",
+        image_token_id=model.config.image_token_id,
+    )
+
+
+def _stored(dataset: Any, args: RunArguments) -> dict[str, Any]:
+    camera = dataset.camera_profile
+    return {
+        "navigation_prompt": dataset.navigation_prompt,
+        "camera_profile": camera.to_dict() if hasattr(camera, "to_dict") else camera,
+    }
+
+
+def _check_embedded_data(registry: DataRegistry, mixture: str) -> None:
+    """The embedded data set is made by a command; say which when it is missing."""
+    for part in registry.parts(mixture):
+        path = registry.entries[part.name].paths.get("data_path")
+        if part.name.startswith(EMBEDDED_PREFIX) and path is not None and not path.exists():
+            raise FileNotFoundError(
+                f"data set '{part.name}' is not at {path}; "
+                f"`make demo` makes it, or: vila-world write --out {path.parent}"
+            )

@@ -1,0 +1,221 @@
+"""One training run, from the command line to a finished checkpoint: `python -m llava.train.train --flags`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from llava.train import callbacks, checkpointing
+from llava.train.data_setup import PreparedData, prepare_data, text_of
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.model_setup import PreparedModel, prepare_model
+from llava.train.parse import RunArguments, parse_args
+from llava.train.parts import print_table, save_table, set_trainable
+from llava.train.schedule import TrainClock
+
+logger = logging.getLogger(__name__)
+
+ENDLESS_EPOCHS = 1_000_000
+STOPPED_EARLY = 124
+"""Exit status of a run that saved and stopped before its end; a launcher starts it again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run left behind. `stopped_because` is None at its end; then `output_dir` is the trained model."""
+
+    output_dir: Path
+    step: int
+    stopped_because: str | None = None
+    was_finished: bool = False
+
+
+def train(argv: Sequence[str] | None = None, *, defaults: Mapping[str, Any] | None = None) -> TrainResult:
+    """Train, or go on from the newest whole checkpoint in `--output_dir`, or report that the run is finished.
+
+    Args:
+        argv: command line without the program's name; default: this process's.
+        defaults: an entry point's own defaults, weaker than any flag.
+    """
+    args = parse_args(sys.argv[1:] if argv is None else argv, defaults=defaults)
+    _set_up_process(args)
+    output_dir = Path(args.training.output_dir or ".")
+    finished = checkpointing.finished_run(output_dir)
+    if finished is not None:
+        return _reuse(output_dir, finished, args)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint = _resume_from(args, output_dir)
+    set_seed(args.training.seed)
+    prepared = prepare_model(args, checkpoint=checkpoint, corpus=lambda: text_of(args))
+    data = prepare_data(args, prepared)
+    data.store_in(prepared.model.config)
+    trainer = build_trainer(args, prepared, data, restored_from=checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return _finish(trainer, args, output_dir)
+
+
+def build_trainer(
+    args: RunArguments, prepared: PreparedModel, data: PreparedData, *, restored_from: Path | None = None
+) -> LLaVATrainer:
+    """The trainer with its callbacks; prints and saves the table of what is trained."""
+    training, output_dir = args.training, Path(args.training.output_dir or ".")
+    names = ("language_model", "vision_tower", "mm_projector")
+    set_trainable(prepared.model, {name: getattr(training, f"tune_{name}") for name in names})
+    clock = _clock(args)
+    trainer = LLaVATrainer(
+        model=prepared.model,
+        args=training,
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        data_collator=data.collator,
+        lengths=data.lengths,
+        modalities=data.modalities,
+        mixture=data.mixture,
+        clock=clock,
+        restored_from=restored_from,
+        callbacks=_callbacks(args, output_dir, clock),
+    )
+    if trainer.is_world_process_zero():
+        rows = trainer.parts_table()
+        print_table(rows)
+        save_table(rows, output_dir / "trained_parts.json")
+    return trainer
+
+
+def _clock(args: RunArguments) -> TrainClock:
+    """The training clock; under a time budget the steps are unlimited unless a number was given."""
+    training = args.training
+    if training.max_train_seconds <= 0:
+        return TrainClock()
+    if not {"max_steps", "num_train_epochs"} & args.given:
+        training.num_train_epochs = ENDLESS_EPOCHS
+    return TrainClock(training.max_train_seconds)
+
+
+def _callbacks(args: RunArguments, output_dir: Path, clock: TrainClock) -> list[Any]:
+    training = args.training
+    limit = training.total_time_limit * 60 if training.total_time_limit > 0 else None
+    chosen: list[Any] = [
+        callbacks.TimeBudgetCallback(clock, training.save_seconds if training.save_seconds > 0 else None),
+        callbacks.AutoResumeCallback(limit, reserve=training.pre_terminate_time * 60),
+        callbacks.ProgressCallback(output_dir, clock, every=training.progress_seconds),
+        callbacks.LossCurveCallback(output_dir),
+    ]
+    if "tensorboard" in training.report_to:
+        training.report_to = [name for name in training.report_to if name != "tensorboard"]
+        chosen.append(callbacks.tensorboard(training.logging_dir or str(output_dir / "runs")))
+    return chosen
+
+
+def _set_up_process(args: RunArguments) -> None:
+    training = args.training
+    level = logging.INFO if training.process_index == 0 else logging.WARNING
+    disable_progress_bar()  # one bar is enough: the trainer's
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if training.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are visible to one process, one is used; start one process per GPU with torchrun", training.n_gpu
+        )
+        training._n_gpu = 1
+
+
+def _reuse(output_dir: Path, finished: dict[str, Any], args: RunArguments) -> TrainResult:
+    """Answer for a run that ended before; an error when it was asked for with other settings."""
+    before, now = finished.get("arguments", {}), identity(args)
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        changes = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in changed)
+        raise ValueError(
+            f"{output_dir} holds a finished run with other settings ({changes}); choose another --output_dir, "
+            f"or delete the folder to train it again"
+        )
+    logger.info("%s is finished (%s steps): nothing to train, reusing it", output_dir, finished["step"])
+    return TrainResult(output_dir=output_dir, step=finished["step"], was_finished=True)
+
+
+def _resume_from(args: RunArguments, output_dir: Path) -> Path | None:
+    checkpointing.clear_staging(output_dir)
+    asked = args.training.resume_from_checkpoint
+    if asked and asked not in ("True", "False"):
+        return Path(asked)
+    checkpoint = None if asked == "False" else checkpointing.newest_checkpoint(output_dir)
+    if checkpoint is not None:
+        logger.info("going on from %s", checkpoint)
+    return checkpoint
+
+
+RUN_ONLY = frozenset(
+    {
+        *(
+            "output_dir",
+            "logging_steps",
+            "logging_dir",
+            "logging_first_step",
+            "progress_seconds",
+            "report_to",
+            "run_name",
+        ),
+        *("save_steps", "save_seconds", "save_strategy", "save_total_limit", "resume_from_checkpoint"),
+        *("dataloader_num_workers", "dataloader_prefetch_factor", "total_time_limit", "pre_terminate_time"),
+        *("deepspeed", "ddp_backend", "use_cpu", "local_rank", "disable_tqdm", "log_level", "cache_dir", "data_root"),
+    }
+)
+"""Arguments that do not change what is learnt."""
+
+
+def identity(args: RunArguments) -> dict[str, Any]:
+    """The given arguments that decide the result, for comparing two command lines."""
+    values = {**vars(args.model), **vars(args.data), **vars(args.training)}
+    return {name: _plain(values[name]) for name in sorted(args.given & values.keys() - RUN_ONLY)}
+
+
+def _plain(value: Any) -> Any:
+    value = getattr(value, "value", value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _finish(trainer: LLaVATrainer, args: RunArguments, output_dir: Path) -> TrainResult:
+    step = trainer.state.global_step
+    reason = next(
+        (c.stopped_because for c in trainer.callback_handler.callbacks if isinstance(c, callbacks.AutoResumeCallback)),
+        None,
+    )
+    if reason is not None:
+        return TrainResult(output_dir=output_dir, step=step, stopped_because=reason)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        facts = {
+            "step": step,
+            "tokens": trainer.meter.total_tokens,
+            "elapsed": round(trainer.clock.elapsed, 2),
+            "arguments": identity(args),
+        }
+        checkpointing.write_json(output_dir / checkpointing.FINISHED, facts)
+    return TrainResult(output_dir=output_dir, step=step)
+
+
+def main(argv: Sequence[str] | None = None, *, defaults: Mapping[str, Any] | None = None) -> int:
+    """Entry point of the command line: the exit status, a caller's mistake as one line instead of a traceback."""
+    try:
+        result = train(argv, defaults=defaults)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        if os.environ.get("LLAVA_TRACEBACK"):
+            raise
+        message = error.args[0] if error.args and isinstance(error, KeyError) else error
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    return STOPPED_EARLY if result.stopped_because else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
