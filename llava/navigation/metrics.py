@@ -109,7 +109,7 @@ def exact_dtw(path: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"
 def fast_dtw(path: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"]) -> float:
     """VLN-CE's approximation (radius 1): never below the exact value, up to 18 % above it on rough paths."""
     try:
-        from fastdtw import fastdtw
+        from fastdtw import fastdtw  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError as error:
         raise ImportError("the DTW backend 'fastdtw' needs the package of that name: pip install fastdtw") from error
     return float(fastdtw(path, reference, dist=lambda a, b: float(np.linalg.norm(np.asarray(a) - np.asarray(b))))[0])

@@ -1,0 +1,68 @@
+"""What walks: a policy sees running episodes and answers each with one decision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from llava.navigation.actions import Action
+
+
+@dataclass(kw_only=True)
+class EpisodeView:
+    """A running episode as a policy sees it.
+
+    Attributes:
+        key: name of the running episode, unique within one evaluation; policies keep their memory under it.
+        instruction: the task in words, as the data set gives it.
+        frames: uint8 [H, W, 3] pictures in order, the newest last: one per low-level action and the first, or only
+            those before a decision when the policy says `needs_every_frame = False`.
+        actions: low-level actions so far (0 stop, 1 forward, 2 left, 3 right).
+        simulator: the simulator's own view of this episode, for policies that are allowed to cheat.
+    """
+
+    key: str
+    instruction: str
+    frames: list[np.ndarray] = field(default_factory=list)
+    actions: list[int] = field(default_factory=list)
+    simulator: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """One answer of a policy.
+
+    Attributes:
+        action: what is done now.
+        understood: False where the answer named no action and the declared fallback is done.
+        text: the answer, empty for policies without words.
+        tokens: positions that the language model computed for this decision, answer included.
+    """
+
+    action: Action
+    understood: bool = True
+    text: str = ""
+    tokens: int = 0
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Decides for several running episodes at once. An episode's memory lives from its first `act` to its `finish`."""
+
+    name: str
+    needs_every_frame: bool
+
+    def act(self, views: Sequence[EpisodeView]) -> list[Decision]:
+        """One decision per view, in order. Views that are left out this time keep their memory."""
+        ...
+
+    def finish(self, key: str) -> None:
+        """The episode is over: its memory is dropped."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What the protocol card says about it: decoding, prompt, checkpoint."""
+        ...
