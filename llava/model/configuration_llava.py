@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers.configuration_utils import PreTrainedConfig
@@ -77,6 +78,8 @@ class LlavaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("_name_or_path", None)
         super().__post_init__(**kwargs)
+        if type(self) is not LlavaConfig:
+            _register_models()
 
     @staticmethod
     def part_as_dict(part: Any) -> dict[str, Any] | None:
@@ -142,3 +145,24 @@ class LlavaQwenConfig(LlavaConfig):
     """Config of a model whose language part is a Qwen2 or Qwen3."""
 
     model_type = "llava_qwen"
+
+
+@cache
+def _register_models() -> None:
+    """Model classes join `AutoModel` and `AutoModelForCausalLM` with the first config: only then is a model meant."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from llava.model.language_model.llava_llama import LlavaLlamaModel
+    from llava.model.language_model.llava_qwen import LlavaQwenModel
+
+    for model_class in (LlavaLlamaModel, LlavaQwenModel):
+        for auto in (AutoModel, AutoModelForCausalLM):
+            auto.register(model_class.config_class, model_class, exist_ok=True)
+
+
+def register_configs() -> None:
+    """Adds our configs to `AutoConfig`; called by `llava.model.auto_classes` once transformers is loaded."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    for config_class in (LlavaLlamaConfig, LlavaQwenConfig):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

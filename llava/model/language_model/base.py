@@ -292,7 +292,15 @@ def _settings(part: PreTrainedModel) -> dict[str, Any]:
     return settings
 
 
-_HUB_ARGUMENTS = ("config", "trust_remote_code", "code_revision", "revision", "force_download", "token", "_from_auto")
+_HUB_ARGUMENTS = (
+    "config",
+    "trust_remote_code",
+    "code_revision",
+    "revision",
+    "force_download",
+    "token",
+    "adapter_kwargs",
+)
 
 
 def _read_options(kwargs: dict[str, Any]) -> ReadOptions:

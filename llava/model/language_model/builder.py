@@ -38,6 +38,7 @@ def read_llm(folder: Path | str, options: ReadOptions) -> PreTrainedModel:
         "language model",
         dtype=options.dtype,
         device_map=options.device_map,
+        max_memory=options.max_memory,
         attn_implementation=resolve_implementation(options.attn_implementation),
         quantization_config=options.quantization_config,
         cache_dir=options.cache_dir,
