@@ -36,6 +36,30 @@ class SmallCache(Generic[V]):
         return value
 
 
+class CachingTokenizer:
+    """A tokenizer that keeps the ids of the texts it has met (arrows, end of turn, instructions) and its vocabulary.
+
+    For callers that pass one short text at a time; everything else goes to the tokenizer itself.
+    """
+
+    def __init__(self, tokenizer: Any, keep: int = 50_000) -> None:
+        self._tokenizer = tokenizer
+        self._encodings: SmallCache[Any] = SmallCache(keep)
+        self._vocabulary = tokenizer.get_vocab()
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        key = (text, *sorted(options.items()))
+        return self._encodings.get(key, lambda: self._tokenizer(text, **options))
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._vocabulary
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
+
+
 def read_text(path: Path) -> str:
     """Whole text of a plain or .gz file."""
     raw = path.read_bytes()
@@ -72,7 +96,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     for number, record in enumerate(parse(path, text, start)):
         if not isinstance(record, dict):
             raise ValueError(
-                f"record {number} of {path} is a {type(record).__name__}, expected an object like {{'conversations': []}}"
+                f"record {number} of {path} is a {type(record).__name__}, expected an object such as {{'image': ...}}"
             )
         records.append(_shared_strings(record))
     return records

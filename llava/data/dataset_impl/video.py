@@ -1,0 +1,121 @@
+"""Clips with a dialogue, or with captions: Video-ChatGPT, ShareGPT-Video, and the base of every other video set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llava.batch import Sample
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.base import DataContext, Dataset, existing, pictures_from_arrays
+from llava.data.utils import BrokenSampleError, read_records
+from llava.navigation.prompt import Message
+from llava.video.decode import open_clip
+from llava.video.frame_sampling import BLACK_FRAME, capped_indices
+
+CAPTION_QUESTION = "Elaborate on the visual and narrative elements of the video in detail."
+
+
+def answer_text(value: Any) -> str:
+    """Answers are strings; some published files hold bare numbers."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise BrokenSampleError(f"an answer is {value!r}, expected a string")
+    return str(value).strip()
+
+
+def without_placeholders(text: str) -> str:
+    return text.replace(DEFAULT_IMAGE_TOKEN, "").replace("<video>", "").strip()
+
+
+def dialogue_turns(record: Mapping[str, Any]) -> list[Message]:
+    """Turns of any of the three layouts: `conversations`, `q` and `a`, or `captions` (the last one sums up)."""
+    if "conversations" in record:
+        turns = record["conversations"]
+        if not isinstance(turns, list) or not turns:
+            raise BrokenSampleError(f"'conversations' is {turns!r}, expected a list of turns")
+        return [{"from": turn.get("from", "?"), "value": answer_text(turn.get("value"))} for turn in turns]
+    if "captions" in record:
+        last = record["captions"][-1] if record["captions"] else {}
+        if str(last.get("idx")) != "-1":
+            raise BrokenSampleError(
+                f"the last of 'captions' has idx {last.get('idx')!r}, expected the summary with idx -1"
+            )
+        return _exchange(CAPTION_QUESTION, last["content"])
+    if "q" in record and "a" in record:
+        return _exchange(record["q"], record["a"])
+    raise BrokenSampleError(
+        f"no 'conversations', 'captions' or 'q' and 'a' in the record; its keys are {sorted(record)}"
+    )
+
+
+def _exchange(question: Any, answer: Any) -> list[Message]:
+    return [{"from": "human", "value": answer_text(question)}, {"from": "gpt", "value": answer_text(answer)}]
+
+
+def pictures_first(turns: list[Message], num_pictures: int) -> list[Message]:
+    """The turns without placeholders of their own; one per picture opens the first question."""
+    plain = [{**turn, "value": without_placeholders(turn["value"])} for turn in turns]
+    plain[0]["value"] = f"{DEFAULT_IMAGE_TOKEN}\n" * num_pictures + plain[0]["value"]
+    return plain
+
+
+class VideoDataset(Dataset):
+    """`{"video" | "video_id" | "video_path": file or frame folder, ...}` and a dialogue; see `dialogue_turns`."""
+
+    def __init__(self, name: str, context: DataContext, *, data_path: str | Path, media_dir: str | Path) -> None:
+        super().__init__(name, context, media_dir)
+        self.records = read_records(existing(data_path, key="data_path", dataset=name))
+
+    def build(self, index: int) -> Sample:
+        record = self.records[index]
+        images = self.clip(record)
+        messages = self.dialogue(record, index, len(images))
+        return self.conversation(lambda: messages, images)
+
+    def dialogue(self, record: Mapping[str, Any], index: int, num_pictures: int) -> list[Message]:
+        """Messages with one placeholder per picture."""
+        return pictures_first(dialogue_turns(record), num_pictures)
+
+    def choose(self, length: int) -> list[int]:
+        """Which of `length` frames are shown: evenly spread, all of a short clip."""
+        return capped_indices(length, self.context.options.num_video_frames)
+
+    def clip_path(self, record: Mapping[str, Any]) -> Path:
+        """A file is named with its ending, an id without."""
+        if self.media_dir is None:
+            raise BrokenSampleError(
+                "the record names a video and the data set has no media_dir; add it to the registry"
+            )
+        named = record.get("video_path") or record.get("video")
+        if named is None and "video_id" in record:
+            named = f"{record['video_id']}.mp4"
+        if not isinstance(named, str):
+            raise BrokenSampleError(
+                f"no 'video', 'video_path' or 'video_id' in the record; its keys are {sorted(record)}"
+            )
+        path = self.media_dir / named
+        if not path.exists():
+            raise FileNotFoundError(f"video {path} does not exist; fetch it, or remove the record")
+        return path
+
+    def clip(self, record: Mapping[str, Any]) -> Any:
+        """uint8 [n, 3, size, size]; black where the rule asks for more frames than there are."""
+        path = self.clip_path(record)
+        opened = open_clip(path)
+        chosen = self.choose(opened.info.num_frames)
+        frames = iter(opened.frames([i for i in chosen if i != BLACK_FRAME]))
+        return pictures_from_arrays([None if i == BLACK_FRAME else next(frames) for i in chosen], self.context.spec)
+
+    def num_characters(self, index: int) -> int:
+        return text_size(self.records[index])
+
+    def num_pictures(self, index: int) -> int:
+        return self.context.options.num_video_frames
+
+
+def text_size(record: Mapping[str, Any]) -> int:
+    """Characters that will be tokenised, roughly: of all turns, or of question and answer."""
+    if isinstance(turns := record.get("conversations"), list):
+        return sum(len(str(turn.get("value"))) for turn in turns if isinstance(turn, dict))
+    return sum(len(str(record.get(key, ""))) for key in ("q", "a", "instruction"))

@@ -1,0 +1,91 @@
+"""LLaVA / ShareGPT records in all their forms."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from llava.constants import IGNORE_INDEX
+from llava.data.dataset_impl import LLaVADataset
+from llava.data.utils import BrokenSampleError
+from tests.unit.data.toys import grey
+
+
+def said(question: str, answer: str = "Yes.") -> list[dict]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+@pytest.fixture
+def make_data(tmp_path, make_context):
+    for name, shade in (("a", 50), ("b", 100), ("c", 150)):
+        Image.fromarray(grey(shade)).save(tmp_path / f"{name}.png")
+
+    def make(*records, media_dir=tmp_path):
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+        return LLaVADataset("llava", make_context(), data_path=tmp_path / "a.jsonl", media_dir=media_dir)
+
+    return make
+
+
+def text_of(sample, tokenizer) -> str:
+    """The dialogue with every picture written once."""
+    return tokenizer.decode(sample["input_ids"]).split("user<|end_header_id|>\n\n", 1)[1].replace("<image>" * 4, "[p]")
+
+
+def test_placeholders_stay_where_the_record_has_them(make_data, tokenizer):
+    turns = [*said("Look: <image> and <image>"), *said("Now <image> this?", "No.")]
+    data = make_data({"id": 1, "image": ["a.png", "b.png", "c.png"], "conversations": turns})
+    for _ in range(2):  # a second epoch sees the same
+        sample = data[0]
+        assert "Look: [p]\nand [p]<|eot_id|>" in text_of(sample, tokenizer)
+        assert "Now [p]\nthis?<|eot_id|>" in text_of(sample, tokenizer)
+        assert sample["images"][:, 0, 0, 0].tolist() == [50, 100, 150]
+    trained = tokenizer.decode(sample["input_ids"][sample["labels"] != IGNORE_INDEX])
+    assert trained == "Yes.<|eot_id|>No.<|end_of_text|>"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"image": "a.png"}, "[p]\nWhat?"),
+        ({"images": ["a.png", "b.png"]}, "[p]\n [p]\nWhat?"),
+        ({"images": [{"path": "a.png"}]}, "[p]\nWhat?"),
+        ({}, "What?"),
+    ],
+)
+def test_without_placeholders_all_pictures_open_the_dialogue(make_data, tokenizer, fields, expected):
+    data = make_data({**fields, "conversations": said("What?")})
+    assert text_of(data[0], tokenizer).startswith(expected + "<|eot_id|>")
+    assert ("images" in data[0]) == bool(fields)
+    assert data.modality == ["image" if fields else "text"]
+    assert data.modality_lengths[0] * (1 if fields else -1) > 0
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            {"image": "a.png", "conversations": said("<image> <image> What?")},
+            r"2 <image> placeholder\(s\).* and 1 picture",
+        ),
+        ({"conversations": said("<image> What?")}, r"1 <image> placeholder\(s\).* and 0 picture"),
+        ({"image": "absent.png", "conversations": said("What?")}, "absent"),
+        ({"image": [3], "conversations": said("What?")}, "a picture is 3"),
+        ({"image": "a.png"}, "no 'conversations'"),
+        ({"conversations": [{"from": "human", "value": "What?"}]}, "needs an answer"),
+        ({"conversations": [{"from": "robot", "value": "What?"}]}, "robot"),
+        ({"conversations": said("What?", None)}, "an answer is None"),
+    ],
+)
+def test_broken_records_are_named(make_data, record, message):
+    with pytest.raises(BrokenSampleError, match=message):
+        make_data(record)[0]
+
+
+def test_pictures_without_a_media_folder_are_an_error_and_text_needs_none(make_data):
+    data = make_data(
+        {"image": "a.png", "conversations": said("What?")}, {"conversations": said("Who?")}, media_dir=None
+    )
+    with pytest.raises(BrokenSampleError, match="no media_dir"):
+        data[0]
+    assert "images" not in data[1]
