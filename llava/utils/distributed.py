@@ -1,0 +1,54 @@
+"""Who am I among the processes of this job? The one place that reads the launcher's environment."""
+
+from __future__ import annotations
+
+import os
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, "")
+    if value and not value.lstrip("-").isdigit():
+        raise ValueError(f"environment variable {name} is {value!r}, expected a number; start with torchrun")
+    return int(value) if value else default
+
+
+def rank() -> int:
+    """Index of this process among all of the job; 0 when it is alone."""
+    return _number("RANK", 0)
+
+
+def local_rank() -> int:
+    """Index of this process on its machine."""
+    return _number("LOCAL_RANK", 0)
+
+
+def world_size() -> int:
+    """Number of processes of the job; 1 without a launcher."""
+    return _number("WORLD_SIZE", 1)
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return _number("LOCAL_WORLD_SIZE", world_size())
+
+
+def is_main() -> bool:
+    """True in the one process that prints, writes files and reports."""
+    return rank() == 0
+
+
+def is_distributed() -> bool:
+    return world_size() > 1
+
+
+def barrier() -> None:
+    """Wait for all processes; nothing to do when there is no process group."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+# names that scripts of the VILA family use
+size = world_size
+local_size = local_world_size
