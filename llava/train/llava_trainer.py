@@ -142,7 +142,7 @@ class LLaVATrainer(Trainer):
         scale = self.accelerator.num_processes if averaged else 1  # ranks are averaged, but each holds only its share
         if model.training:
             share = 1 if num_items_in_batch is not None else 1 / self.current_gradient_accumulation_steps
-            self.meter.add_terms(outputs.loss_terms or {}, scale * share)
+            self.meter.add_terms(outputs.loss_terms or {}, float(scale * share))
         loss = outputs.loss * scale
         return (loss, outputs) if return_outputs else loss
 
@@ -183,7 +183,7 @@ class LLaVATrainer(Trainer):
                 optimizer or self.optimizer,
                 self.clock,
                 name=str(self.args.lr_scheduler_type.value),  # type: ignore[union-attr]
-                warmup=self.args.warmup_steps,
+                warmup=float(self.args.warmup_steps),
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler

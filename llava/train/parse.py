@@ -81,7 +81,7 @@ NOT_BUILT: Mapping[str, tuple[Any, str]] = {
     "drop_path_rate": (0.0, "leave it out"),
     "use_liger_kernel": (False, "leave it out: the loss already works on supervised rows only"),
 }
-"""flag -> (the value that works, what to do instead). Another value is an error: ignored, it would train another model."""
+"""flag -> (the value that works, what to do instead); another value is an error, as it would train another model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -18,14 +18,12 @@ PROGRESS_FILE = "progress.jsonl"
 class ProgressCallback(TrainerCallback):
     """Shows step, loss, tokens/s and the time left; writes one JSON line per log line.
 
-    A terminal gets a rich bar, anything else one plain line every `every` seconds. Lines of `progress.jsonl` have the
+    A terminal (`stream`, default stderr) gets a rich bar, anything else one plain line every `every` seconds. Lines of `progress.jsonl` have the
     keys step, total, share, loss, tokens_per_second, data_wait, learning_rate, elapsed, eta (seconds left) and every
     named loss term. On resumption the lines after the checkpoint are dropped, so each step stands there once.
     """
 
-    def __init__(
-        self, output_dir: Path, clock: TrainClock, *, every: float = 5.0, stream: TextIO | None = None
-    ) -> None:
+    def __init__(self, output_dir: Path, clock: TrainClock, *, every: float = 5.0, stream: Any = None) -> None:
         self.file = output_dir / PROGRESS_FILE
         self.clock, self.every = clock, every
         self.stream = stream or sys.stderr
@@ -112,7 +110,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def _bar(stream: TextIO) -> Any:
+def _bar(stream: Any) -> Any:
     """A rich progress bar on a terminal, else None."""
     if not stream.isatty():
         return None
