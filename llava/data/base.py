@@ -43,7 +43,8 @@ class DataOptions:
         answers_visible: whole episodes only: later decisions see the true earlier answers (measured worse than not).
         end_of_turn: whole episodes only: the special token that closes an answer.
         max_decisions: whole episodes only: longer ones are cut into windows that keep the instruction.
-        grounding_questions: whole episodes only: mean number of "Where is the ...?" asides per decision; 0 = none.
+        grounding_questions: whole episodes only: mean number of asides per decision that ask where an object is; 0 = none.
+        learn_decisions: whole episodes only: False leaves out the task and the answers, so that the questions remain.
         on_error: "skip" takes the next good sample, counts and logs; "raise" stops at the first broken one.
         max_retries: how many samples in a row may be skipped before the run stops.
         seed: of every random choice; a sample depends on (seed, data set, index) and on nothing else.
@@ -56,6 +57,7 @@ class DataOptions:
     end_of_turn: str = "<|eot_id|>"
     max_decisions: int | None = None
     grounding_questions: float = 0.0
+    learn_decisions: bool = True
     on_error: Literal["raise", "skip"] = "skip"
     max_retries: int = 8
     seed: int = 0
@@ -69,6 +71,8 @@ class DataOptions:
             raise ValueError(
                 f"grounding_questions is {self.grounding_questions}, expected a number of questions per decision >= 0"
             )
+        if not self.learn_decisions and not self.grounding_questions:
+            raise ValueError("learn_decisions is False and grounding_questions is 0: nothing is left to learn; set one")
         if self.instruction not in ("raw", "normalised"):
             raise ValueError(f"instruction is {self.instruction!r}, expected 'raw' or 'normalised'")
         if self.on_error not in ("raise", "skip"):

@@ -159,15 +159,27 @@ class StreamingFormat(_StoredFormat):
         for step in steps:
             answer_branch = 0 if self.answers_visible else (branch := branch + 1)
             answer = Piece(text=self.answer_text(step.action), supervised=True, branch=answer_branch)
-            asides: list[Piece] = []
-            for question, reply in step.questions:
-                branch += 1
-                asides.append(Piece(text=question, branch=branch))
-                asides.append(Piece(text=reply + self.end_of_turn, supervised=True, branch=branch))
-            pieces.append(Piece(frame=step.frame))
+            asides = self._asides(step, after=branch)
+            branch += len(step.questions)
             # the answer directly follows its picture, whose last token must predict it
-            pieces += [answer, *asides]
+            pieces += [Piece(frame=step.frame), answer, *asides]
         return pieces
+
+    def question_pieces(self, steps: Sequence[Step]) -> list[Piece]:
+        """Only the pictures and the questions about them: what a model learns to see before it learns to walk."""
+        pieces: list[Piece] = []
+        branch = 0
+        for step in steps:
+            pieces += [Piece(frame=step.frame), *self._asides(step, after=branch)]
+            branch += len(step.questions)
+        return pieces
+
+    def _asides(self, step: Step, *, after: int) -> list[Piece]:
+        asides: list[Piece] = []
+        for branch, (question, reply) in enumerate(step.questions, start=after + 1):
+            asides.append(Piece(text=question, branch=branch))
+            asides.append(Piece(text=reply + self.end_of_turn, supervised=True, branch=branch))
+        return asides
 
     def observed(self, frame: int) -> list[Piece]:
         """What one more picture appends; the model answers right after it."""

@@ -19,7 +19,7 @@ from llava.navigation.actions import STOP, SentenceFormat
 from llava.navigation.prompt import Step, StreamingFormat
 
 SENTENCES = SentenceFormat()
-TOKENS_PER_ANSWER, TOKENS_PER_QUESTION = 2, 10
+TOKENS_PER_ANSWER, TOKENS_PER_QUESTION = 2, 6
 """For length estimates only."""
 
 
@@ -85,8 +85,15 @@ def cut_windows(episode: Window, max_decisions: int | None) -> list[Window]:
 
 
 def grounding_dialogue(name: str, where: Sequence[int] | None) -> tuple[str, str]:
-    """Question and answer about one object: the column of the picture it is in and its distance in metres."""
-    return f"Where is the {name}?", "not in view" if where is None else f"column {where[0]}, {where[1]} m"
+    """Question and answer about one object, as short as they can be because thousands of them hang on one epoch.
+
+    The answer is two digits: the column of the picture it is in (1 = left edge .. 8) and its distance in metres (9 = 9 or
+    more); `no` = not in view.
+
+    >>> grounding_dialogue("red ball", [5, 2])
+    (' red ball?', '52')
+    """
+    return f" {name}?", "no" if where is None else f"{where[0]}{min(where[1], 9)}"
 
 
 class StreamingDataset(Dataset):
@@ -125,7 +132,10 @@ class StreamingDataset(Dataset):
             raise BrokenSampleError(window.problem)
         chance = random.Random(f"{self.context.options.seed}/{self.name}/{index}")
         steps = [self._step(window, number, chance) for number in range(len(window.decisions))]
-        pieces = self.prompt_format.training_pieces(window.instruction, steps)
+        if self.context.options.learn_decisions:
+            pieces = self.prompt_format.training_pieces(window.instruction, steps)
+        else:
+            pieces = self.prompt_format.question_pieces(steps)
         fields = encode_pieces(pieces, self.context.word_tokenizer, self.context.spec)
         images = self.pictures.read([decision.frame for decision in window.decisions])
         fields["images"] = images
