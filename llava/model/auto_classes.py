@@ -8,10 +8,10 @@ made: `AutoModel...from_pretrained` always makes one, and by then torch is in us
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 CONFIG_TABLE = "transformers.models.auto.configuration_auto"
 
@@ -31,15 +31,14 @@ def _register_configs() -> None:
 
 
 class _ConfigTableFinder(MetaPathFinder):
-    """Finds one module with the ordinary finder, and hands it to a loader that calls us back once."""
+    """Finds one module with the other finders, and hands it to a loader that calls us back once."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != CONFIG_TABLE:
             return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(fullname, path, target)
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _CallBack(spec.loader)
         return spec
