@@ -1,6 +1,6 @@
 """vila-eval: measure a checkpoint on tasks, one results.json each, a table at the end.
 
-    vila-eval -m runs/train/demo/model -t navigation-embedded
+vila-eval -m runs/train/demo/model -t navigation-embedded
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def _chosen_tasks(options: argparse.Namespace) -> list[Any]:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected at least 1")
     if not 0 <= options.chunk_idx < options.num_chunks:
-        raise ValueError(f"--chunk-idx is {options.chunk_idx}, expected 0 to {options.num_chunks - 1} (--num-chunks - 1)")
+        raise ValueError(
+            f"--chunk-idx is {options.chunk_idx}, expected 0 to {options.num_chunks - 1} (--num-chunks - 1)"
+        )
     tasks = load_tasks(options.registry or REGISTRY_FILE)
     words = (options.tasks, options.include_tags, options.exclude_tags)
     names, include, exclude = ([w.strip() for w in (text or "").split(",") if w.strip()] for text in words)
@@ -240,7 +242,9 @@ def run_chunks(task_name: str, arguments: Sequence[str], options: argparse.Names
             if process.poll() is None:
                 process.terminate()
     if any(codes):
-        raise ValueError(f"{sum(map(bool, codes))} of {count} processes failed (exit codes {codes}); see their messages above")
+        raise ValueError(
+            f"{sum(map(bool, codes))} of {count} processes failed (exit codes {codes}); see their messages above"
+        )
 
 
 def visible_gpus() -> list[str]:

@@ -1,6 +1,6 @@
 """Two results on the same episodes, episode by episode.
 
-    python -m llava.eval.compare runs/eval/a/navigation-embedded runs/eval/b/navigation-embedded
+python -m llava.eval.compare runs/eval/a/navigation-embedded runs/eval/b/navigation-embedded
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def compare_results(
     return {name: paired_comparison(a, b, name, allow_subset=allow_subset) for name in shared}
 
 
-def comparison_table(rows: Mapping[str, Mapping[str, float | int]], names: Sequence[str] = ("first", "second")) -> Table:
+def comparison_table(
+    rows: Mapping[str, Mapping[str, float | int]], names: Sequence[str] = ("first", "second")
+) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("measure", *names, "difference", "95 % interval", "only 1 / only 2", "p (McNemar)"):
         table.add_column(head, justify="left" if head == "measure" else "right", overflow="fold", max_width=24)

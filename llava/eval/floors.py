@@ -78,7 +78,9 @@ class ReplayPolicy:
 
     def _next(self, view: EpisodeView) -> Action:
         if view.key not in self.plans:
-            raise ValueError(f"policy '{self.name}' has no plan for episode {view.key}; plans exist for {len(self.plans)}")
+            raise ValueError(
+                f"policy '{self.name}' has no plan for episode {view.key}; plans exist for {len(self.plans)}"
+            )
         rest = list(self.plans[view.key])[len(view.actions) :]
         return merge_actions(rest)[0] if rest else STOP
 

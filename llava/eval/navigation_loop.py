@@ -68,7 +68,12 @@ class Walk:
 
 
 def run_batch(
-    lanes: Lanes, policy: Policy, episodes: Sequence[Any], *, max_steps: int = MAX_STEPS, keys: Sequence[str] | None = None
+    lanes: Lanes,
+    policy: Policy,
+    episodes: Sequence[Any],
+    *,
+    max_steps: int = MAX_STEPS,
+    keys: Sequence[str] | None = None,
 ) -> list[Walk]:
     """Walk all episodes to their ends, one lane each."""
     keys = [str(episode.episode_id) for episode in episodes] if keys is None else list(keys)

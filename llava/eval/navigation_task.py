@@ -20,7 +20,8 @@ from llava.navigation.metrics import chunk_slices
 from llava.utils.registry import suggest
 
 VERSIONED = ("llava", "torch", "transformers", "numpy")
-OF_THE_POPULATION = {"data_hash", "num_episodes", "num_scenes", "versions"}
+OF_THE_SHARE = {"population", "data_hash", "num_episodes", "num_scenes"}
+"""Fields of the protocol card that differ between a chunk and the whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def evaluate_policy(
     """Walk what is missing, write after every batch, sum up."""
     ids = [str(episode.episode_id) for episode in population.episodes]
     results = ResultFile(folder, card, episode_ids=ids)
-    absorb_chunks(results)
+    absorb_chunks(results, population)
     todo = set(results.todo)
     if len(todo) < len(ids):
         say(f"{len(ids) - len(todo)}/{len(ids)} episodes were finished before and are not repeated")
@@ -168,13 +169,16 @@ def _progress(results: ResultFile, asked: int, seconds: float) -> str:
     return f"{total - left}/{total} episodes, SR {100 * rate:.0f} %, about {time_left:.0f} s left"
 
 
-def absorb_chunks(results: ResultFile) -> None:
+def absorb_chunks(results: ResultFile, population: Population) -> None:
     """Take over finished episodes of chunks (`chunk-<i>-of-<n>` below the result's folder) measured the same way."""
     wanted = set(results.todo)
+    tasks = {str(e.episode_id): (e.scene_id, e.instruction) for e in population.episodes}
     for path in sorted(results.path.parent.glob("chunk-*-of-*/results.json")):
         content = read_results(path) or {}
-        if set(results.card.differences(content.get("protocol", {}))) <= OF_THE_POPULATION:
-            results.episodes |= {key: row for key, row in content["episodes"].items() if key in wanted}
+        if set(results.card.differences(content.get("protocol", {}))) <= OF_THE_SHARE:
+            for key, row in content["episodes"].items():
+                if key in wanted and tasks[key] == (row["scene_id"], row["instruction"]):
+                    results.episodes[key] = row
 
 
 def measure_floors(
@@ -190,7 +194,11 @@ def measure_floors(
             policy = make()
             rows = {}
             for walks in run_episodes(
-                population.make_lanes, policy, population.episodes, batch_size=options.batch_size, max_steps=options.max_steps
+                population.make_lanes,
+                policy,
+                population.episodes,
+                batch_size=options.batch_size,
+                max_steps=options.max_steps,
             ):
                 for walk in walks:
                     record = episode_record(walk, dtw_backend=options.dtw_backend, radii=options.radii)

@@ -92,7 +92,9 @@ def compare_cameras(
         for name, tolerance in CAMERA_TOLERANCE.items()
         if name in trained and name in used and not math.isclose(trained[name], used[name], abs_tol=tolerance)
     ]
-    sizes = [f"{name} {trained[name]} -> {used[name]}" for name in ("width", "height") if trained.get(name) != used.get(name)]
+    sizes = [
+        f"{name} {trained[name]} -> {used[name]}" for name in ("width", "height") if trained.get(name) != used.get(name)
+    ]
     if different and not allow_mismatch:
         raise ValueError(
             f"the checkpoint was trained with another camera ({', '.join(different)}); evaluate on data rendered with its "

@@ -35,7 +35,9 @@ HEADLINE = (
 """Measures of the table in order, with their heads."""
 
 
-def episode_record(walk: Walk, *, dtw_backend: str = "exact", radii: Sequence[float | int] = (3.0, 1.0)) -> dict[str, Any]:
+def episode_record(
+    walk: Walk, *, dtw_backend: str = "exact", radii: Sequence[float | int] = (3.0, 1.0)
+) -> dict[str, Any]:
     """All that is kept of one walk: measures, failure class, costs, and the actions, from which it can be walked again."""
     reference = getattr(walk.episode, "locations", ())
     trace = metrics.EpisodeTrace(

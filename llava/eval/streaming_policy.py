@@ -62,7 +62,9 @@ class StreamingPolicy:
 
     def act(self, views: Sequence[EpisodeView]) -> list[Decision]:
         self._drop_finished()
-        features = dict(zip([v.key for v in views], self.side.picture_features([v.frames[-1] for v in views]), strict=True))
+        features = dict(
+            zip([v.key for v in views], self.side.picture_features([v.frames[-1] for v in views]), strict=True)
+        )
         self._split_off_absent(set(features))
         known = {key for group in self._groups for key in group.keys}
         fresh = [view for view in views if view.key not in known]
@@ -79,7 +81,11 @@ class StreamingPolicy:
 
     def describe(self) -> dict[str, Any]:
         decoding = f"greedy, at most {self.max_new_tokens} tokens"
-        return {"prompt": self.prompt.to_config(), "decoding": decoding, "window": f"restart at half of {self.max_context}"}
+        return {
+            "prompt": self.prompt.to_config(),
+            "decoding": decoding,
+            "window": f"restart at half of {self.max_context}",
+        }
 
     # ---------------------------------------------------------------------------------------------------------- words
 

@@ -103,5 +103,7 @@ def select_tasks(
     chosen = [tasks[name] for name in names] if names else list(tasks.values())
     kept = [t for t in chosen if (not include or set(include) & set(t.tags)) and not set(exclude) & set(t.tags)]
     if not kept:
-        raise ValueError(f"no task is left of {len(tasks)}: names {list(names)}, include {list(include)}, exclude {list(exclude)}")
+        raise ValueError(
+            f"no task is left of {len(tasks)}: names {list(names)}, include {list(include)}, exclude {list(exclude)}"
+        )
     return kept

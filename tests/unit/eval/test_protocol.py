@@ -76,7 +76,10 @@ def test_missing_episode_files_say_where_they_were_looked_for(tmp_path):
 
 def result(successes, **protocol):
     card = {"data_hash": "h", "max_steps": 60, "success_radii_m": [3.0, 1.0], **protocol}
-    return {"protocol": card, "episodes": {str(i): {"success": float(s), "spl": s / 2} for i, s in enumerate(successes)}}
+    return {
+        "protocol": card,
+        "episodes": {str(i): {"success": float(s), "spl": s / 2} for i, s in enumerate(successes)},
+    }
 
 
 def test_two_results_are_compared_episode_by_episode():

@@ -60,7 +60,9 @@ def test_a_killed_evaluation_goes_on_where_it_was(population, brightness, tmp_pa
     whole = read_results(tmp_path)
     assert is_finished(tmp_path)
     fresh = brightness()
-    reference = evaluate_policy(population, fresh, card_of(population, fresh), OPTIONS, tmp_path / "b", say=lines.append)
+    reference = evaluate_policy(
+        population, fresh, card_of(population, fresh), OPTIONS, tmp_path / "b", say=lines.append
+    )
     drop = {"policy_seconds"}
     for key, row in reference.episodes.items():
         assert {k: v for k, v in row.items() if k not in drop} == {
@@ -119,7 +121,9 @@ def test_floors_stand_beside_the_model_and_are_measured_once(population, tmp_pat
 def test_the_tables_fit_one_hundred_columns(population, tmp_path):
     floors = {k: v["summary"] for k, v in measure_floors(population, OPTIONS, tmp_path, say=str).items()}
     summary = floors["any object"]
-    text = text_of(navigation_table({"model": summary, **floors}, "toy"), breakdown_table(summary), *summary_lines(summary))
+    text = text_of(
+        navigation_table({"model": summary, **floors}, "toy"), breakdown_table(summary), *summary_lines(summary)
+    )
     assert max(map(len, text.splitlines())) <= 100
     for word in ("SR 1 m %", "right object %", "oracle", "any object", "model", "never stopped %"):
         assert word in text
