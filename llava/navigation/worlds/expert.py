@@ -23,6 +23,7 @@ STAND_OFF_M = 0.8  # the goal is this far from the centre of the goal object
 STOP_WITHIN_M = 0.95  # of the centre of the goal object
 GOAL_WITHIN_M = 0.9  # of the goal point, else a stop would not count at 1 m
 COS_KEEP_WALKING = 0.95  # a forward step must gain 95 % of its length
+CLEARANCE_M = 0.1  # way-points keep off the corners that the shortest way touches
 MAX_MERGE = 3
 NOISE_STREAM = 1 << 20  # second word of the noise generator's seed; attempts of house generation use 0, 1, 2, ...
 
@@ -34,7 +35,6 @@ class Tasks:
     houses: HouseBatch
     obstacles: Obstacles
     to_object: GoalField  # to the centre of the goal object, which itself does not block
-    walls: Obstacles  # what hides the target from view
     goal_x: Float[np.ndarray, " n"]
     goal_z: Float[np.ndarray, " n"]
     distance: Float[np.ndarray, " n"]  # geodesic from start to goal
@@ -61,7 +61,6 @@ def plan_tasks(houses: HouseBatch) -> Tasks:
         houses=houses,
         obstacles=obstacles,
         to_object=field,
-        walls=obstacles.walls_only(),
         goal_x=object_x + back_x * scale,
         goal_z=object_z + back_z * scale,
         distance=distance - STAND_OFF_M,
@@ -95,6 +94,7 @@ class Expert:
     def __init__(self, tasks: Tasks, camera: CameraProfile, scan: bool) -> None:
         self.tasks, self.scan = tasks, scan
         self.view_tangent = camera.tan_half_hfov * 0.97
+        self.sight = tasks.obstacles.walls_only()
         houses = tasks.houses
         rows = np.arange(len(houses))
         self.object_x = houses.object_x[rows, houses.goal_object]
@@ -107,15 +107,10 @@ class Expert:
         ahead = to_x * tables.FORWARD_X[state.heading] + to_z * tables.FORWARD_Z[state.heading]
         in_view = (ahead > 0) & (abs(side) < self.view_tangent * ahead)
         candidates = np.flatnonzero(in_view)
-        if self.tasks.walls.x.shape[1] and len(candidates):
-            houses = rows[candidates]
-            in_view[candidates] = ~blocked(
-                self.tasks.walls.select(houses),
-                state.x[candidates],
-                state.z[candidates],
-                self.object_x[houses],
-                self.object_z[houses],
-            )
+        if self.sight.num_walls and len(candidates):
+            x, z = state.x[candidates], state.z[candidates]
+            house = rows[candidates]
+            in_view[candidates] = ~blocked(self.sight, house, x, z, self.object_x[house], self.object_z[house])
         state.seen |= in_view
         return in_view
 
@@ -138,8 +133,9 @@ class Expert:
         _, corner = self.tasks.to_object.query(rows, state.x, state.z)
         target_x, target_z = self.object_x[rows].copy(), self.object_z[rows].copy()
         bend = np.flatnonzero(corner >= 0)
-        target_x[bend] = self.tasks.obstacles.corner_x[rows[bend], corner[bend]]
-        target_z[bend] = self.tasks.obstacles.corner_z[rows[bend], corner[bend]]
+        at, obstacles = (rows[bend], corner[bend]), self.tasks.obstacles
+        target_x[bend] = obstacles.corner_x[at] + CLEARANCE_M * obstacles.out_x[at]
+        target_z[bend] = obstacles.corner_z[at] + CLEARANCE_M * obstacles.out_z[at]
         to_object = length(self.object_x[rows] - state.x, self.object_z[rows] - state.z)
         to_goal = length(self.tasks.goal_x[rows] - state.x, self.tasks.goal_z[rows] - state.z)
         reached = (to_object <= STOP_WITHIN_M) & (corner < 0)

@@ -18,7 +18,7 @@ class ObjectView:
 
     Attributes:
         column: 1 (left edge) .. 8 (right edge) of its pixels' centre.
-        distance_m: mean depth of its pixels, rounded to metres.
+        distance_m: mean depth of its pixels, rounded to metres, at least 1.
     """
 
     name: str
@@ -41,7 +41,7 @@ def tabulate_objects(
 ) -> ObjectTable:
     """Counts, columns and distances of instance ids 1..num_objects in every picture."""
     num_frames, height, width = instance_ids.shape
-    flat = np.flatnonzero(instance_ids.reshape(-1).view(bool) if instance_ids.flags.c_contiguous else instance_ids != 0)
+    flat = np.flatnonzero(instance_ids.reshape(-1) != 0)  # on booleans this is several times faster than on bytes
     key = flat // (height * width) * num_objects + instance_ids.reshape(-1)[flat] - 1
     millimetres = (depth.reshape(-1)[flat] * np.float32(1000)).astype(np.int64)
 
@@ -54,7 +54,7 @@ def tabulate_objects(
     return ObjectTable(
         pixels=pixels,
         column=np.where(seen, columns * NUM_COLUMNS // (2 * width * some) + 1, 0),
-        distance_m=np.where(seen, (depths + 500 * some) // (1000 * some), 0),
+        distance_m=np.where(seen, np.maximum((depths + 500 * some) // (1000 * some), 1), 0),
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from llava.navigation.worlds.obstacles import Obstacles, blocked, inside
+from llava.navigation.worlds.obstacles import Obstacles, blocked
 
-CHUNK_TESTS = 1 << 21  # line-of-sight tests held in memory at once
+CHUNK_WEIGHTS = 1 << 20  # entries of corner graphs held in memory at once
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,22 @@ class GoalField:
         """Distance to the goal of house `rows[i]` from (x[i], z[i]) and the first corner on the way (-1 = none, go straight)."""
         goal_x, goal_z = self.goal_x[rows], self.goal_z[rows]
         distance, corner = length(x - goal_x, z - goal_z), np.full(len(rows), -1)
-        around = np.flatnonzero(blocked(self.obstacles.select(rows), x, z, goal_x, goal_z))
-        step = max(1, CHUNK_TESTS // max(1, self.distance.shape[1] * self.obstacles.x.shape[1]))
-        for begin in range(0, len(around), step):
-            part = around[begin : begin + step]
-            distance[part], corner[part] = self._around(rows[part], x[part], z[part])
+        around = np.flatnonzero(blocked(self.obstacles, rows, x, z, goal_x, goal_z))
+        if len(around):
+            distance[around], corner[around] = self._around(rows[around], x[around], z[around])
         return distance, corner
 
     def _around(self, rows: np.ndarray, x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        some = self.obstacles.select(rows)
-        from_x, from_z = (
-            np.broadcast_to(x[:, None], some.corner_x.shape),
-            np.broadcast_to(z[:, None], some.corner_z.shape),
-        )
-        hidden = blocked(some, from_x, from_z, some.corner_x, some.corner_z)
-        total = length(from_x - some.corner_x, from_z - some.corner_z) + self.distance[rows]
-        total = np.where(hidden, np.inf, total)
+        corner_x, corner_z = self.obstacles.corner_x[rows], self.obstacles.corner_z[rows]
+        if corner_x.shape[1] == 0:
+            return np.full(len(rows), np.inf), np.full(len(rows), -1)
+        total = length(x[:, None] - corner_x, z[:, None] - corner_z) + self.distance[rows]
+        q, m = np.nonzero(np.isfinite(total))
+        hidden = blocked(self.obstacles, rows[q], x[q], z[q], corner_x[q, m], corner_z[q, m])
+        total[q[hidden], m[hidden]] = np.inf
         best = total.argmin(axis=1)
-        return total[np.arange(len(rows)), best], best
+        shortest = total[np.arange(len(rows)), best]
+        return shortest, np.where(np.isfinite(shortest), best, -1)
 
     def path(self, row: int, x: float, z: float) -> list[tuple[float, float]]:
         """Bends of the shortest way from (x, z), the goal included, the start not. Empty where there is no way."""
@@ -69,8 +67,7 @@ def length(dx: np.ndarray, dz: np.ndarray) -> np.ndarray:
 
 def goal_field(obstacles: Obstacles, goal_x: Float[np.ndarray, " n"], goal_z: Float[np.ndarray, " n"]) -> GoalField:
     """Plans towards one goal in every house."""
-    m, o = obstacles.corner_x.shape[1], obstacles.x.shape[1]
-    step = max(1, CHUNK_TESTS // max(1, m * m * o // 2))
+    step = max(1, CHUNK_WEIGHTS // max(1, obstacles.corner_x.shape[1] ** 2))
     parts = [
         _relax(obstacles.select(slice(i, i + step)), goal_x[i : i + step], goal_z[i : i + step])
         for i in range(0, len(obstacles), step)
@@ -79,27 +76,28 @@ def goal_field(obstacles: Obstacles, goal_x: Float[np.ndarray, " n"], goal_z: Fl
     return GoalField(obstacles, goal_x, goal_z, distance, following)
 
 
-def corner_graph(obstacles: Obstacles) -> tuple[Float[np.ndarray, "n m m"], Bool[np.ndarray, "n m"]]:
-    """Lengths between corners that see each other (inf otherwise), and which corners can be stood on."""
-    x, z = obstacles.corner_x, obstacles.corner_z
-    usable = ~inside(obstacles, x, z) & (obstacles.half[:, obstacles.corner_owner, 0] > 0)
-    m = x.shape[1]
-    a, b = np.triu_indices(m, 1)
-    open_way = ~blocked(obstacles, x[:, a], z[:, a], x[:, b], z[:, b]) & usable[:, a] & usable[:, b]
+def corner_graph(obstacles: Obstacles) -> Float[np.ndarray, "n m m"]:
+    """Lengths between corners that see each other, inf otherwise."""
+    x, z, m = obstacles.corner_x, obstacles.corner_z, obstacles.corner_x.shape[1]
+    pair = obstacles.has_corner[:, :, None] & obstacles.has_corner[:, None, :] & np.triu(np.ones((m, m), dtype=bool), 1)
+    house, a, b = np.nonzero(pair)
+    hidden = blocked(obstacles, house, x[house, a], z[house, a], x[house, b], z[house, b])
+    house, a, b = house[~hidden], a[~hidden], b[~hidden]
     weights = np.full((len(obstacles), m, m), np.inf)
-    weights[:, a, b] = np.where(open_way, length(x[:, a] - x[:, b], z[:, a] - z[:, b]), np.inf)
-    weights[:, b, a] = weights[:, a, b]
-    return weights, usable
+    weights[house, a, b] = length(x[house, a] - x[house, b], z[house, a] - z[house, b])
+    weights[house, b, a] = weights[house, a, b]
+    return weights
 
 
 def _relax(obstacles: Obstacles, goal_x: np.ndarray, goal_z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bellman-Ford over the corner graph."""
-    weights, usable = corner_graph(obstacles)
+    weights = corner_graph(obstacles)
     x, z = obstacles.corner_x, obstacles.corner_z
-    to_x, to_z = np.broadcast_to(goal_x[:, None], x.shape), np.broadcast_to(goal_z[:, None], z.shape)
-    direct = usable & ~blocked(obstacles, x, z, to_x, to_z)
-    distance = np.where(direct, length(x - to_x, z - to_z), np.inf)
-    following = np.full(x.shape, -1)
+    distance, following = np.full(x.shape, np.inf), np.full(x.shape, -1)
+    house, m = np.nonzero(obstacles.has_corner)
+    hidden = blocked(obstacles, house, x[house, m], z[house, m], goal_x[house], goal_z[house])
+    house, m = house[~hidden], m[~hidden]
+    distance[house, m] = length(x[house, m] - goal_x[house], z[house, m] - goal_z[house])
     for _ in range(x.shape[1]):
         through = weights + distance[:, None, :]
         best = through.argmin(axis=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from llava.navigation.worlds.tables import BALL, BOX, CONE, CYLINDER, NUM_SHADES
 
 if TYPE_CHECKING:
     from llava.navigation.worlds.renderer import Pose, Rays
+
+NEAR = np.float32(0.01)  # nothing is drawn nearer than this
 
 
 class Views(NamedTuple):
@@ -57,11 +60,7 @@ def draw_objects(
         some = views.take(np.flatnonzero(views.shape == shape))
         if len(some.view):
             some, box = _pixel_rectangles(some, rays)
-            pixels = _expand(some, box, rays)
-            distance, tone = intersect(some, pixels, pose)
-            row = (OBJECT_BASE + some.colour[pixels.pair]) * ROW + tone * NUM_SHADES
-            keep = np.flatnonzero(distance < np.inf)
-            hits.append((pixels.flat[keep], distance[keep], row[keep], some.slot[pixels.pair[keep]] + 1))
+            hits.append(_hit_pixels(some, _expand(some, box, rays), pose, intersect))
     if not hits:
         return
     flat, distance, row, identity = (np.concatenate(parts) for parts in zip(*hits, strict=True))
@@ -72,6 +71,14 @@ def draw_objects(
     wins = np.flatnonzero(flat_depth[flat] == distance)
     ids.reshape(-1)[flat[wins]] = identity[nearer[wins]]
     material.reshape(-1)[flat[wins]] = row[nearer[wins]]
+
+
+def _hit_pixels(views: Views, pixels: Candidates, pose: Pose, intersect: Intersection) -> tuple[np.ndarray, ...]:
+    """Flat index, distance, colour row and instance id of the candidate pixels that show the object."""
+    kept, distance, tone = intersect(views, pixels, pose)
+    pair = pixels.pair[kept]
+    row = ((OBJECT_BASE + views.colour) * ROW)[pair] + tone * NUM_SHADES
+    return pixels.flat[kept], distance, row, (views.slot + 1)[pair]
 
 
 def _views(houses: HouseBatch, index: np.ndarray, pose: Pose, rays: Rays) -> Views:
@@ -104,7 +111,7 @@ def _views(houses: HouseBatch, index: np.ndarray, pose: Pose, rays: Rays) -> Vie
 def _pixel_rectangles(views: Views, rays: Rays) -> tuple[Views, np.ndarray]:
     """Rectangle [V, 4] (column0, column1, row0, row1; ends excluded) around the projection of each bounding box."""
     camera = rays.camera
-    half = views.radius * np.float32(1.42)  # the corner of a box turned by 45 degrees
+    half = views.radius * np.where(views.shape == BOX, np.float32(1.4143), np.float32(1))  # a box may stand cornerwise
     top = views.bottom + views.height
     cos, sin = (np.float32(value) for value in camera.pitch_cos_sin)
     near, far = views.ahead - half, views.ahead + half
@@ -175,82 +182,95 @@ def _tone(light: np.ndarray) -> np.ndarray:
     return np.clip((light * np.float32(8)).astype(np.int32), 0, 7)
 
 
-def _ball(views: Views, pixels: Candidates, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
+Intersection = Callable[[Views, Candidates, "Pose"], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""(pairs, candidates, pose) -> which candidates are hit (indices), at what depth, how bright."""
+
+
+def _ball(views: Views, pixels: Candidates, pose: Pose) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     pair, u, f, g = pixels.pair, pixels.u, pixels.f, pixels.g
-    x, z, r = views.side[pair], views.ahead[pair], views.radius[pair]
-    y = views.bottom[pair] + r
-    a, b = u * u + f * f + g * g, u * x + f * z + g * y
-    inside = b * b - a * (x * x + y * y + z * z - r * r)
-    t = (b - np.sqrt(np.maximum(inside, 0))) / a
-    normal_y, normal_x = (t * g - y) / r, (t * u - x) / r
-    hit = (inside > 0) & (t > np.float32(0.01))
-    return np.where(hit, t, np.float32(np.inf)), _tone(
-        np.float32(0.62) + normal_y * np.float32(0.4) - normal_x * np.float32(0.15)
-    )
+    y = views.bottom + views.radius
+    rest = views.side * views.side + y * y + views.ahead * views.ahead - views.radius * views.radius
+    a, b = u * u + f * f + g * g, u * views.side[pair] + f * views.ahead[pair] + g * y[pair]
+    inside = b * b - a * rest[pair]
+    kept = np.flatnonzero(inside > 0)
+    t = (b[kept] - np.sqrt(inside[kept])) / a[kept]
+    pair = pair[kept]
+    normal_y, normal_x = t * g[kept] - y[pair], t * u[kept] - views.side[pair]
+    light = (normal_y * np.float32(0.4) - normal_x * np.float32(0.15)) / views.radius[pair]
+    front = np.flatnonzero(t > NEAR)
+    return kept[front], t[front], _tone(np.float32(0.62) + light[front])
 
 
-def _cylinder(views: Views, pixels: Candidates, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
-    pair, u, f, g = pixels.pair, pixels.u, pixels.f, pixels.g
-    x, z, r = views.side[pair], views.ahead[pair], views.radius[pair]
-    foot, top = views.bottom[pair], views.bottom[pair] + views.height[pair]
-    a, b = u * u + f * f, u * x + f * z
-    inside = b * b - a * (x * x + z * z - r * r)
-    t = (b - np.sqrt(np.maximum(inside, 0))) / a
-    y = t * g
-    side_hit = (inside > 0) & (t > np.float32(0.01)) & (y >= foot) & (y <= top)
-    lid = top / np.where(g < 0, g, np.float32(-1e-6))
-    off_x, off_z = lid * u - x, lid * f - z
-    lid_hit = (g < 0) & (lid > np.float32(0.01)) & (off_x * off_x + off_z * off_z <= r * r)
-    light = np.where(side_hit, np.float32(0.6) - (t * u - x) / r * np.float32(0.35), np.float32(0.99))
-    return np.where(side_hit, t, np.where(lid_hit, lid, np.float32(np.inf))), _tone(light)
-
-
-def _cone(views: Views, pixels: Candidates, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
-    """Points with x^2 + z^2 = s^2 (apex - y)^2, s = radius / height, between foot and apex."""
+def _cylinder(views: Views, pixels: Candidates, pose: Pose) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     pair, u, f, g = pixels.pair, pixels.u, pixels.f, pixels.g
     x, z = views.side[pair], views.ahead[pair]
-    foot, apex = views.bottom[pair], views.bottom[pair] + views.height[pair]
-    slope = views.radius[pair] / views.height[pair]
+    rest = views.side * views.side + views.ahead * views.ahead - views.radius * views.radius
+    top = views.bottom + views.height
+    a, b = u * u + f * f, u * x + f * z
+    inside = b * b - a * rest[pair]
+    t = (b - np.sqrt(np.maximum(inside, 0))) / a
+    y = t * g
+    on_side = (inside > 0) & (t > NEAR) & (y >= views.bottom[pair]) & (y <= top[pair])
+    lid = top[pair] / np.where(g < 0, g, np.float32(-1e-6))
+    off_x, off_z = lid * u - x, lid * f - z
+    on_lid = (g < 0) & (lid > NEAR) & (off_x * off_x + off_z * off_z <= (views.radius * views.radius)[pair])
+    kept = np.flatnonzero(on_side | on_lid)
+    on_side, pair, t = on_side[kept], pair[kept], t[kept]
+    light = np.float32(0.6) - (t * u[kept] - x[kept]) / views.radius[pair] * np.float32(0.35)
+    return kept, np.where(on_side, t, lid[kept]), _tone(np.where(on_side, light, np.float32(0.99)))
+
+
+def _cone(views: Views, pixels: Candidates, pose: Pose) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points with x^2 + z^2 = s^2 (apex - y)^2, s = radius / height, between foot and apex."""
+    pair, u, f, g = pixels.pair, pixels.u, pixels.f, pixels.g
+    apex = views.bottom + views.height
+    slope = views.radius / views.height
     s2 = slope * slope
-    a = u * u + f * f - s2 * g * g
+    rest = views.side * views.side + views.ahead * views.ahead - s2 * apex * apex
+    s2g = s2[pair] * g
+    a = u * u + f * f - s2g * g
+    b = u * views.side[pair] + f * views.ahead[pair] - s2g * apex[pair]
+    inside = b * b - a * rest[pair]
+    possible = np.flatnonzero(inside > 0)
+    a, b, root, g = a[possible], b[possible], np.sqrt(inside[possible]), g[possible]
     a = np.where(abs(a) < np.float32(1e-6), np.float32(1e-6), a)
-    b = u * x + f * z - s2 * g * apex
-    c = x * x + z * z - s2 * apex * apex
-    inside = b * b - a * c
-    root = np.sqrt(np.maximum(inside, 0))
-    best = np.full(u.shape, np.inf, dtype=np.float32)
-    for t in ((b - root) / a, (b + root) / a):
+    foot, apex_of = views.bottom[pair[possible]], apex[pair[possible]]
+    best = np.full(a.shape, np.inf, dtype=np.float32)
+    steep = bool((a < 0).any())  # only then can the second crossing be the first one below the apex
+    for t in ((b - root) / a, (b + root) / a) if steep else ((b - root) / a,):
         y = t * g
-        hit = (inside > 0) & (t > np.float32(0.01)) & (y >= foot) & (y <= apex)
+        hit = (t > NEAR) & (y >= foot) & (y <= apex_of)
         best = np.where(hit & (t < best), t, best)
-    safe = np.where(best < np.inf, best, np.float32(1))
-    width = np.maximum(slope * (apex - safe * g), np.float32(1e-3))
-    return best, _tone(np.float32(0.68) - (safe * u - x) / width * np.float32(0.35))
+    some = np.flatnonzero(best < np.inf)
+    kept, best = possible[some], best[some]
+    pair = pair[kept]
+    width = np.maximum(slope[pair] * (apex[pair] - best * g[some]), np.float32(1e-3))
+    return kept, best, _tone(np.float32(0.68) - (best * u[kept] - views.side[pair]) / width * np.float32(0.35))
 
 
-def _box(views: Views, pixels: Candidates, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
+def _box(views: Views, pixels: Candidates, pose: Pose) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes stand parallel to the walls, so rays are turned back into the frame of the house."""
     pair, u, f, g = pixels.pair, pixels.u, pixels.f, pixels.g
-    heading = pose.heading[views.view]
-    rx, rz = tables.RIGHT_X[heading].astype(np.float32)[pair], tables.RIGHT_Z[heading].astype(np.float32)[pair]
-    fx, fz = tables.FORWARD_X[heading].astype(np.float32)[pair], tables.FORWARD_Z[heading].astype(np.float32)[pair]
-    side, ahead, r = views.side[pair], views.ahead[pair], views.radius[pair]
-    foot, top = views.bottom[pair], views.bottom[pair] + views.height[pair]
-    enter_x, leave_x = _slab(u * rx + f * fx, side * rx + ahead * fx, -r, r)
-    enter_z, leave_z = _slab(u * rz + f * fz, side * rz + ahead * fz, -r, r)
-    enter_y, leave_y = _slab(g, np.float32(0) * g, foot, top)
+    heading, single = pose.heading[views.view], np.float32
+    rx, rz = tables.RIGHT_X[heading].astype(single), tables.RIGHT_Z[heading].astype(single)
+    fx, fz = tables.FORWARD_X[heading].astype(single), tables.FORWARD_Z[heading].astype(single)
+    x, z, r = views.side * rx + views.ahead * fx, views.side * rz + views.ahead * fz, views.radius
+    enter_x, leave_x = _slab(u * rx[pair] + f * fx[pair], (x - r)[pair], (x + r)[pair])
+    enter_z, leave_z = _slab(u * rz[pair] + f * fz[pair], (z - r)[pair], (z + r)[pair])
+    enter_y, leave_y = _slab(g, views.bottom[pair], (views.bottom + views.height)[pair])
     enter = np.maximum(np.maximum(enter_x, enter_z), enter_y)
     leave = np.minimum(np.minimum(leave_x, leave_z), leave_y)
-    hit = (enter < leave) & (enter > np.float32(0.01))
-    light = np.where(enter_y == enter, np.float32(0.99), np.where(enter_x == enter, np.float32(0.7), np.float32(0.42)))
-    return np.where(hit, enter, np.float32(np.inf)), _tone(light)
+    kept = np.flatnonzero((enter < leave) & (enter > NEAR))
+    t = enter[kept]
+    on_side = np.where(enter_x[kept] == t, single(0.7), single(0.42))
+    return kept, t, _tone(np.where(enter_y[kept] == t, single(0.99), on_side))
 
 
-def _slab(ray: np.ndarray, centre: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depths at which rays enter and leave the slab centre + low .. centre + high."""
-    ray = np.where(abs(ray) < np.float32(1e-7), np.float32(1e-7), ray)
-    one, other = (centre + low) / ray, (centre + high) / ray
+def _slab(ray: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Depths at which rays enter and leave the slab low .. high."""
+    inverse = 1 / np.where(abs(ray) < np.float32(1e-7), np.float32(1e-7), ray)
+    one, other = low * inverse, high * inverse
     return np.minimum(one, other), np.maximum(one, other)
 
 
-INTERSECTIONS = {BALL: _ball, BOX: _box, CONE: _cone, CYLINDER: _cylinder}
+INTERSECTIONS: dict[int, Intersection] = {BALL: _ball, BOX: _box, CONE: _cone, CYLINDER: _cylinder}

@@ -18,7 +18,8 @@ from llava.navigation.worlds.house import HouseBatch
 from llava.navigation.worlds.render_objects import draw_objects
 from llava.navigation.worlds.tables import CEILING_M, ROW, TEXELS_PER_M_U, TEXELS_PER_M_V, TEXTURE_U, TEXTURE_V
 
-CHUNK_PIXELS = 1 << 17  # keeps the working set inside the cache
+CHUNK_PIXELS = 1 << 18  # objects: enough pixels to hide the cost of a call
+TILE_PIXELS = 1 << 16  # background and shading: small enough for the cache
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,25 @@ def _render_chunk(
 ) -> None:
     depth, ids = frames.depth[part], frames.instance_ids[part]
     ids[:] = 0
-    pose = Pose.at(x, z, heading)
-    material = _background(houses, index, pose, rays, depth)
-    draw_objects(houses, index, pose, rays, depth, ids, material)
+    material = np.empty(depth.shape, np.int32)  # row of the colour table
+    tile = max(1, TILE_PIXELS // (rays.camera.height * rays.camera.width))
+    tiles = [slice(begin, begin + tile) for begin in range(0, len(index), tile)]
+    for t in tiles:
+        _background(houses, index[t], Pose.at(x[t], z[t], heading[t]), rays, depth[t], material[t])
+    draw_objects(houses, index, Pose.at(x, z, heading), rays, depth, ids, material)
+    for t in tiles:
+        _shade(material[t], depth[t], frames.rgb[part][t])
+
+
+def _shade(material: np.ndarray, depth: np.ndarray, rgb: np.ndarray) -> None:
+    """Colour of the material at its distance."""
     shade = (depth * np.float32(tables.SHADES_PER_M)).astype(np.int32)
     np.minimum(shade, tables.NUM_SHADES - 1, out=shade)
     shade += material
-    packed = tables.COLOUR_TABLE.take(shade)
+    packed = tables.COLOUR_TABLE.take(shade, mode="clip")
     channels = packed.view(np.uint8).reshape(*packed.shape, 4)
     for channel in range(3):  # three strided copies are four times faster than one of 3-byte rows
-        np.copyto(frames.rgb[part][..., channel], channels[..., channel])
+        np.copyto(rgb[..., channel], channels[..., channel])
 
 
 @dataclass(frozen=True)
@@ -123,8 +133,10 @@ class Pose:
         return cls(x, z, heading, *columns)
 
 
-def _background(houses: HouseBatch, index: np.ndarray, pose: Pose, rays: Rays, depth: np.ndarray) -> np.ndarray:
-    """Writes the depth of walls, floor and ceiling; returns the colour-table row of every pixel, int32 [F, H, W]."""
+def _background(
+    houses: HouseBatch, index: np.ndarray, pose: Pose, rays: Rays, depth: np.ndarray, material: np.ndarray
+) -> None:
+    """Writes depth and colour-table row of walls, floor and ceiling, both [F, H, W]."""
     level_camera = rays.camera.pitch_deg == 0  # then all rows share the rays of the horizon
     ahead = rays.ahead[:1] if level_camera else rays.ahead
     ray_x = ahead[None, :, None] * pose.forward_x + rays.side * pose.right_x  # [F, 1 or H, W]
@@ -137,14 +149,13 @@ def _background(houses: HouseBatch, index: np.ndarray, pose: Pose, rays: Rays, d
     above_floor += np.float32(rays.camera.height_m * TEXELS_PER_M_V)
     cell = above_floor.astype(np.int32)
     cell += texel
-    material = tables.WALL_ATLAS.take(cell, mode="clip")
+    tables.WALL_ATLAS.take(cell, mode="clip", out=material)
     is_plane = wall > plane  # [F, H, W]
     split = rays.first_floor_row
     ceiling = ((tables.CEILING_BASE + houses.ceiling_tint[index]) * ROW + 5 * tables.NUM_SHADES).astype(np.int32)
     _select(material[:, :split], ceiling[:, None, None], is_plane[:, :split])
     floor = _floor_rows(houses, index, pose, rays, ray_x, ray_z)
     _select(material[:, split:], floor, is_plane[:, split:])
-    return material
 
 
 def _select(target: np.ndarray, other: np.ndarray, choose_other: np.ndarray) -> None:
