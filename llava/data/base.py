@@ -43,7 +43,7 @@ class DataOptions:
         answers_visible: whole episodes only: later decisions see the true earlier answers (measured worse than not).
         end_of_turn: whole episodes only: the special token that closes an answer.
         max_decisions: whole episodes only: longer ones are cut into windows that keep the instruction.
-        grounding_questions: whole episodes only: mean number of asides per decision that ask where an object is; 0 = none.
+        grounding_questions: whole episodes only: mean number of asides per decision that ask where an object is.
         learn_decisions: whole episodes only: False leaves out the task and the answers, so that the questions remain.
         on_error: "skip" takes the next good sample, counts and logs; "raise" stops at the first broken one.
         max_retries: how many samples in a row may be skipped before the run stops.

@@ -25,15 +25,20 @@ from llava.utils.tokenizer import ensure_special_tokens
 logger = logging.getLogger(__name__)
 
 
+def repeated_indices(size: int, repeat: float, seed: int) -> np.ndarray:
+    """int64: 0..size-1 as often as `repeat` says, then for its fraction a random subset in order."""
+    whole = int(repeat)
+    subset = np.random.default_rng(seed).permutation(size)[: round((repeat - whole) * size)]
+    return np.concatenate([*[np.arange(size)] * whole, np.sort(subset)]).astype(np.int64)
+
+
 class RepeatedDataset(torch.utils.data.Dataset[Sample]):
     """A data set `repeat` times over; the fraction of `repeat` is a random subset that depends on the seed only."""
 
     def __init__(self, dataset: Dataset, repeat: float, seed: int = 0) -> None:
         self.dataset = dataset
         self.repeat = repeat
-        whole, size = int(repeat), len(dataset)
-        subset = np.random.default_rng(seed).permutation(size)[: round((repeat - whole) * size)]
-        self.indices = np.concatenate([*[np.arange(size)] * whole, np.sort(subset)]).astype(np.int64)
+        self.indices = repeated_indices(len(dataset), repeat, seed)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -48,7 +53,7 @@ class MixtureDataset(torch.utils.data.Dataset[Sample]):
     def __init__(self, parts: Sequence[RepeatedDataset]) -> None:
         self.parts = list(parts)
         self.ends = np.cumsum([len(part) for part in self.parts]).tolist()
-        _warn_of_different_cameras(self.camera_profiles)
+        _warn_of_differences(self)
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -90,15 +95,20 @@ class MixtureDataset(torch.utils.data.Dataset[Sample]):
 
     @property
     def camera_profile(self) -> CameraProfile | None:
-        """The one camera of all parts that name one; None where they differ or none is named."""
+        """The one camera of all parts that name one; None where they differ, or none is named."""
         different = set(self.camera_profiles.values())
         return different.pop() if len(different) == 1 else None
 
     @property
     def navigation_prompt(self) -> dict[str, Any] | None:
         """What the checkpoint must store about the prompt: that of the first part that has one."""
-        formats = (getattr(part.dataset, "prompt_format", None) for part in self.parts)
-        return next((row.to_config() for row in formats if row is not None), None)
+        return next(iter(self.navigation_prompts.values()), None)
+
+    @property
+    def navigation_prompts(self) -> dict[str, dict[str, Any]]:
+        """Of the parts that have one."""
+        formats = {part.dataset.name: getattr(part.dataset, "prompt_format", None) for part in self.parts}
+        return {name: row.to_config() for name, row in formats.items() if row is not None}
 
     def report(self) -> str:
         """Sizes of the parts and the broken samples met so far."""
@@ -173,7 +183,9 @@ def build_entry(entry: Entry, context: DataContext) -> Dataset:
     return row(entry.name, own, **entry.paths)  # pyright: ignore[reportArgumentType]
 
 
-def _warn_of_different_cameras(profiles: dict[str, CameraProfile]) -> None:
-    if len(set(profiles.values())) > 1:
-        listed = "\n  ".join(f"{name}: {profile}" for name, profile in profiles.items())
-        logger.warning("the data sets of this mixture were seen by different cameras:\n  %s", listed)
+def _warn_of_differences(mixture: MixtureDataset) -> None:
+    """One model has one camera and one prompt; a mixture of several is allowed and said."""
+    for kind, found in (("cameras", mixture.camera_profiles), ("navigation prompts", mixture.navigation_prompts)):
+        if any(value != next(iter(found.values())) for value in found.values()):
+            listed = "\n  ".join(f"{name}: {value}" for name, value in found.items())
+            logger.warning("the data sets of this mixture have different %s; the first is stored:\n  %s", kind, listed)

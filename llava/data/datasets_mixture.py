@@ -49,7 +49,7 @@ class Part:
     """A data set of a mixture and how often it occurs: 2 = every sample twice, 0.5 = a fixed random half."""
 
     name: str
-    repeat: float = 1
+    repeat: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +72,12 @@ class DataRegistry:
 
     def _term(self, term: str, open_mixtures: tuple[str, ...]) -> list[Part]:
         name, star, factor = (text.strip() for text in term.partition("*"))
-        repeat = _factor(factor, term) if star else 1
+        repeat = _factor(factor, term) if star else 1.0
         if name in self.entries:
             return [Part(name, repeat)]
         if name not in self.mixtures:
             raise ValueError(
-                f"unknown data set or mixture '{name}'{suggest(name, self.names)}; add it to a registry file"
+                f"unknown data set or mixture '{name}'{suggest(name, self.names)} (else add it to a registry file)"
             )
         if name in open_mixtures:
             raise ValueError(f"mixture '{name}' contains itself: {' > '.join((*open_mixtures, name))}")
@@ -94,7 +94,7 @@ def _factor(text: str, term: str) -> float:
         raise ValueError(
             f"'{term}' repeats a data set {text!r} times; expected a number above 0, e.g. 'r2r*2' or 'r2r*0.5'"
         )
-    return int(value) if value.is_integer() else value
+    return value
 
 
 def load_registry(
@@ -166,7 +166,9 @@ def _entry(name: str, value: Any, file: Path, data_root: str | Path | None, spli
         key: base / str(renamed[key]).replace("{split}", split) for key in renamed if is_path[key] and renamed[key]
     }
     options = {key: item for key, item in renamed.items() if not is_path[key]}
-    return Entry(name=name, type=OLD_TYPES.get(str(kind), str(kind)), paths=paths, options=options, description=description)
+    return Entry(
+        name=name, type=OLD_TYPES.get(str(kind), str(kind)), paths=paths, options=options, description=description
+    )
 
 
 # Names by which older programs register a data set in code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -12,14 +12,15 @@ from typing import Any
 
 from llava.batch import Sample
 from llava.data.base import DataContext, Dataset, Pictures, existing
-from llava.data.dataset_impl.vlnce import check_decision
+from llava.data.dataset_impl.grounding import TOKENS_PER_QUESTION, Grounding
+from llava.data.dataset_impl.vlnce import check_decision, episode_of
 from llava.data.preprocess import encode_pieces
-from llava.data.utils import BrokenSampleError, read_json, read_records
+from llava.data.utils import BrokenSampleError, read_records
 from llava.navigation.actions import STOP, SentenceFormat
 from llava.navigation.prompt import Step, StreamingFormat
 
 SENTENCES = SentenceFormat()
-TOKENS_PER_ANSWER, TOKENS_PER_QUESTION = 2, 6
+TOKENS_PER_ANSWER = 2
 """For length estimates only."""
 
 
@@ -53,7 +54,7 @@ def join_episodes(records: Iterable[dict[str, Any]]) -> list[Window]:
     problems: dict[tuple[str, str], str] = {}
     for record in records:
         video_id = str(record.get("video_id", "?"))
-        key = (video_id.rpartition("-")[0] or video_id, str(record.get("q")))
+        key = (episode_of(record), str(record.get("q")))
         decisions = episodes.setdefault(key, {})
         try:
             check_decision(record)
@@ -84,18 +85,6 @@ def cut_windows(episode: Window, max_decisions: int | None) -> list[Window]:
     ]
 
 
-def grounding_dialogue(name: str, where: Sequence[int] | None) -> tuple[str, str]:
-    """Question and answer about one object, as short as they can be because thousands of them hang on one epoch.
-
-    The answer is two digits: the column of the picture it is in (1 = left edge .. 8) and its distance in metres (9 = 9 or
-    more); `no` = not in view.
-
-    >>> grounding_dialogue("red ball", [5, 2])
-    (' red ball?', '52')
-    """
-    return f" {name}?", "no" if where is None else f"{where[0]}{min(where[1], 9)}"
-
-
 class StreamingDataset(Dataset):
     """One sample per episode, or per window of one; see `navigation.prompt.StreamingFormat` for its sequence.
 
@@ -122,9 +111,7 @@ class StreamingDataset(Dataset):
         self.prompt_format = StreamingFormat(
             instruction=options.instruction, answers_visible=options.answers_visible, end_of_turn=options.end_of_turn
         )
-        self.grounding: dict[str, list[dict[str, Any]]] = {}
-        if options.grounding_questions:
-            self.grounding = read_json(existing(grounding_path, key="grounding_path", dataset=name))
+        self.grounding = Grounding.of(self, grounding_path)
 
     def build(self, index: int) -> Sample:
         window = self.records[index]
@@ -149,27 +136,8 @@ class StreamingDataset(Dataset):
             raise BrokenSampleError(
                 f"answer {decision.answer!r} names no action; expected e.g. {SENTENCES.write(STOP)!r}"
             )
-        return Step(frame=number, action=action, questions=self._questions(window, number, chance))
-
-    def _questions(self, window: Window, number: int, chance: random.Random) -> list[tuple[str, str]]:
-        """Round the wanted mean up or down at random, so that 0.25 asks at every fourth decision."""
-        wanted = int(self.context.options.grounding_questions + chance.random())
-        if not wanted:
-            return []
-        seen = self._grounding_of(window)[window.first + number]
-        names = chance.sample(sorted(seen), min(wanted, len(seen)))
-        return [grounding_dialogue(name, seen[name]) for name in names]
-
-    def _grounding_of(self, window: Window) -> list[dict[str, Any]]:
-        """What the world knew at each decision of the whole episode."""
-        known = self.grounding.get(window.episode)
-        needed = window.first + len(window.decisions)
-        if known is None or len(known) < needed:
-            raise BrokenSampleError(
-                f"episode {window.episode} has {0 if known is None else len(known)} grounding entries, expected at "
-                f"least {needed}, one per decision; write annotations and grounding in one go"
-            )
-        return known
+        questions = self.grounding.ask(window.episode, window.first + number, chance) if self.grounding else ()
+        return Step(frame=number, action=action, questions=questions)
 
     def num_characters(self, index: int) -> int:
         return len(self.records[index].instruction)
