@@ -94,6 +94,8 @@ class Runner:
         self.hashes = settings_hashes(phases)
         self.decisions: dict[str, Decision] = {}
         self._running: list[Running] = []
+        self._plan = "-".join(self.hashes.values())
+        self._began, self._wall_before = time.monotonic(), self._earlier_wall_seconds()
 
     def run(self) -> None:
         """Run what is missing.
@@ -110,6 +112,10 @@ class Runner:
         finally:
             self._stop_all()
             self.write_timing()
+
+    def seconds_planned(self) -> float:
+        """Wall time when nothing is there yet."""
+        return makespan(self.phases, {phase.name: phase.seconds for phase in self.phases}, self.cores)
 
     @property
     def finished(self) -> set[str]:
@@ -169,6 +175,7 @@ class Runner:
                 raise PhaseFailed(self._failure(item, f"ended well but left out {', '.join(missing)}"))
             self._running.remove(item)
             self.ledger.stop(phase, item.elapsed, done=True)
+            self.write_timing()
             self.display.say(f"  {phase.title}: done in {clock(item.elapsed)} ({self._where(phase)})", "green")
 
     def _failure(self, item: Running, what: str) -> str:
@@ -206,10 +213,25 @@ class Runner:
             }
             for phase in self.phases
         ]
-        timing = {"phases": rows, "cores": self.cores, "written": time.strftime("%Y-%m-%d %H:%M:%S")}
+        timing = {
+            "phases": rows,
+            "cores": self.cores,
+            "wall_seconds": round(self._wall_before + time.monotonic() - self._began, 1),
+            "written": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "plan": self._plan,
+        }
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "timing.json").write_text(json.dumps(timing, indent=1))
         return timing
+
+    def _earlier_wall_seconds(self) -> float:
+        """Of interrupted runs of the same plan; a plan that is finished starts its clock again."""
+        try:
+            timing = json.loads((self.run_dir / "timing.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return 0.0
+        unfinished = any(row["state"] != "done" for row in timing["phases"])
+        return timing["wall_seconds"] if timing.get("plan") == self._plan and unfinished else 0.0
 
     def _where(self, phase: Phase) -> str:
         return ", ".join(self._short(path) for path in phase.outputs)

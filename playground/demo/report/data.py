@@ -50,7 +50,7 @@ class Evaluation:
 
     @property
     def floors(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.content.get("floors", {})
+        return {name: floor["summary"] for name, floor in self.content.get("floors", {}).items()}
 
 
 @dataclass(frozen=True, kw_only=True)

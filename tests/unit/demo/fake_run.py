@@ -85,7 +85,11 @@ def fake_run(levels: tuple[str, ...] = ("one room",)) -> RunData:
     evaluations = []
     for level in levels:
         for name, rates in {"streaming": (0.74, 0.81, 0.86), "8 frames": (0.31, 0.35, 0.55)}.items():
-            content = {"summary": summary(*rates), "floors": floors, "protocol": protocol}
+            content = {
+                "summary": summary(*rates),
+                "floors": {k: {"summary": v} for k, v in floors.items()},
+                "protocol": protocol,
+            }
             pictures = [picture(seed) for seed in range(3)]
             evaluations.append(Evaluation(name=name, level=level, content=content, pictures=pictures))
     phases = [
