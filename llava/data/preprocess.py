@@ -159,6 +159,37 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, spec: VisualSpe
     )
 
 
+def hang_questions(
+    sample: Sample, questions: Sequence[tuple[str, str]], tokenizer: Tokenizer, end_of_turn: str
+) -> Sample:
+    """A dialogue with one answer at its end, and questions that are asked at the same place without seeing the answer.
+
+    The answer becomes branch 1, every question with its reply one more; all go on from the last token before the answer.
+    """
+    if not questions:
+        return sample
+    trained = (sample["labels"] != IGNORE_INDEX).nonzero()[:, 0]
+    begin, length = int(trained[0]), len(sample["labels"])
+    ids: list[int] = []
+    labels: list[int] = []
+    branches, positions = [1] * (length - begin), []
+    for branch, (question, reply) in enumerate(questions, start=2):
+        asked = tokenizer(question, add_special_tokens=False).input_ids
+        said = tokenizer(reply + end_of_turn, add_special_tokens=False).input_ids
+        ids += asked + said
+        labels += [IGNORE_INDEX] * len(asked) + said
+        branches += [branch] * (len(asked) + len(said))
+        positions += range(begin, begin + len(asked) + len(said))
+    return {
+        **sample,
+        "input_ids": torch.cat([sample["input_ids"], torch.tensor(ids)]),
+        "labels": torch.cat([sample["labels"], torch.tensor(labels)]),
+        "branch_ids": torch.cat([torch.zeros(begin, dtype=torch.int64), torch.tensor(branches)]),
+        "position_ids": torch.cat([torch.arange(length), torch.tensor(positions)]),
+        "frame_ids": torch.cat([sample["frame_ids"], sample["frame_ids"][-1:].expand(len(ids))]),
+    }
+
+
 def _check_branch(piece: Piece, previous: int, used: set[int], begun: bool) -> None:
     if piece.branch == previous:
         return

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from llava.conversation import get_template
+from llava.data.dataset_impl.grounding import grounding_dialogue
 from llava.data.datasets_mixture import DataRegistry, Entry
 from llava.data.utils import read_json, read_records
-from llava.navigation.actions import ArrowFormat
+from llava.navigation.actions import STOP, Action, ActionKind
 from llava.navigation.prompt import NavilaFormat, StreamingFormat, normalise_instruction
 
 MEDIA_KEYS = frozenset({"frames", "image", "images", "video", "video_path", "video_id", "id"})
@@ -40,13 +41,13 @@ def _navigation_texts() -> Iterator[str]:
     """What the prompt formats add to an instruction, often enough that each answer becomes one token."""
     yield NavilaFormat().question("")
     yield from (piece.text or "" for piece in StreamingFormat().opening(""))
-    yield from ArrowFormat().vocabulary() * 100
+    moves = (ActionKind.FORWARD, ActionKind.LEFT, ActionKind.RIGHT)
+    actions = [STOP, *(Action(kind, steps) for kind in moves for steps in (1, 2, 3))]
+    yield from [StreamingFormat().action_format.write(action) for action in actions] * 100
 
 
 def _grounding_texts(entry: Entry) -> Iterator[str]:
     """Dialogues about where things are, as the streaming data set asks them."""
-    from llava.data.dataset_impl.streaming import grounding_dialogue
-
     seen: dict[str, Any] = {}
     for decisions in read_json(entry.paths["grounding_path"]).values():
         for objects in decisions:

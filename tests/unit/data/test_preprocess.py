@@ -252,3 +252,23 @@ def test_every_trained_token_is_predicted_by_a_token_it_may_see(own, pieces):
 def test_pieces_that_could_not_be_learnt_are_refused(own, pieces, words):
     with pytest.raises(ValueError, match=words):
         encode_pieces([Piece(text="a"), *pieces], own, SPEC)
+
+
+def test_questions_hang_beside_the_answer_and_see_the_prompt_only(tmp_path):
+    from llava.data.preprocess import hang_questions
+
+    class Words:
+        def __call__(self, text, add_special_tokens):
+            return type("Out", (), {"input_ids": [ord(c) for c in text]})
+
+    sample = {
+        "input_ids": torch.tensor([1, 2, 3, 7, 8]),
+        "labels": torch.tensor([-100, -100, -100, 7, 8]),
+        "frame_ids": torch.tensor([-1, 0, 0, 0, 0]),
+    }
+    hung = hang_questions(sample, [("a?", "5"), ("b?", "6")], Words(), ".")
+    assert hung["branch_ids"].tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
+    assert hung["position_ids"].tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 6, 3, 4, 5, 6]
+    assert hung["labels"].tolist()[5:9] == [-100, -100, ord("5"), ord(".")]
+    assert hung["frame_ids"].tolist() == [-1] + [0] * 12
+    assert hang_questions(sample, [], Words(), ".") is sample
