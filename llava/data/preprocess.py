@@ -162,9 +162,9 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, spec: VisualSpe
 def hang_questions(
     sample: Sample, questions: Sequence[tuple[str, str]], tokenizer: Tokenizer, end_of_turn: str
 ) -> Sample:
-    """A dialogue with one answer at its end, and questions that are asked at the same place without seeing the answer.
+    """A dialogue with one answer at its end, and questions asked at the same place without seeing the answer.
 
-    The answer becomes branch 1, every question with its reply one more; all go on from the last token before the answer.
+    The answer becomes branch 1, every question with its reply one more; all go on from the token before the answer.
     """
     if not questions:
         return sample

@@ -20,8 +20,8 @@ TOKENS_PER_QUESTION = 6
 def grounding_dialogue(name: str, where: Sequence[int] | None) -> tuple[str, str]:
     """Question and answer about one object, as short as they can be because thousands of them hang on one epoch.
 
-    The answer is two digits: the column of the picture it is in (1 = left edge .. 8) and its distance in metres (9 = 9 or
-    more); `no` = not in view.
+    The answer is two digits: the column of the picture it is in (1 = left edge .. 8) and its distance in metres (9 = 9
+    or more); `no` = not in view.
 
     >>> grounding_dialogue("red ball", [5, 2])
     (' red ball?', '52')

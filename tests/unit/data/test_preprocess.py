@@ -255,6 +255,8 @@ def test_pieces_that_could_not_be_learnt_are_refused(own, pieces, words):
 
 
 def test_questions_hang_beside_the_answer_and_see_the_prompt_only(tmp_path):
+    import torch
+
     from llava.data.preprocess import hang_questions
 
     class Words:

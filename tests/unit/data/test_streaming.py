@@ -2,15 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from llava.constants import IGNORE_INDEX
+from llava.data.collate import DataCollator
 from llava.data.dataset_impl.streaming import Decision, StreamingDataset, Window, cut_windows, join_episodes
 from llava.data.utils import BrokenSampleError
-from tests.unit.data.toys import FORWARD, LEFT, STOP, episode_records, record
+from tests.unit.data.toys import FORWARD, LEFT, SIZE, STOP, episode_records, grey, record
 
 
 def dataset(folder, context, **paths):
@@ -102,6 +105,41 @@ def test_an_answer_that_names_no_action_is_a_broken_sample(navigation_folder, ma
     (navigation_folder / "annotations.json").write_text(json.dumps([record("7", 1, 1, "I am lost.")]))
     with pytest.raises(BrokenSampleError, match=r"'I am lost\.' names no action"):
         dataset(navigation_folder, make_context())[0]
+
+
+def test_plural_degrees_of_the_human_set_mean_the_same(navigation_folder, make_context, tokenizer):
+    answer = "The next action is turn right 45 degrees."
+    (navigation_folder / "annotations.json").write_text(json.dumps([record("7", 1, 1, answer)]))
+    sample = dataset(navigation_folder, make_context())[0]
+    assert tokenizer.decode(sample["input_ids"][sample["labels"] != IGNORE_INDEX]) == "→→→<|eot_id|>"
+
+
+def test_frames_may_lie_in_one_filmstrip_per_episode(tmp_path, make_context):
+    (tmp_path / "train" / "7").mkdir(parents=True)
+    strip = np.concatenate([grey(10 * i) for i in range(6)])
+    Image.fromarray(strip).save(tmp_path / "train/7/filmstrip.png")
+    facts = {"num_frames": 6, "height": SIZE, "width": SIZE}
+    (tmp_path / "train/7/filmstrip.json").write_text(json.dumps(facts))
+    (tmp_path / "annotations.json").write_text(json.dumps(episode_records("7")))
+    assert dataset(tmp_path, make_context())[0]["images"][:, 0, 0, 0].tolist() == [0, 20, 50]
+    (tmp_path / "annotations.json").write_text(json.dumps([record("7", 7, 7, STOP)]))
+    with pytest.raises(BrokenSampleError, match=r"frame_6\.png does not exist.*holds frames 0-5"):
+        dataset(tmp_path, make_context())[0]
+
+
+def test_a_packed_batch_of_episodes_holds_every_token_and_picture(navigation_folder, make_context):
+    data = dataset(navigation_folder, make_context(max_decisions=2))
+    samples = [data[i] for i in range(4)]
+    batch = DataCollator(pad_token_id=0, max_length=30, mode="pack")(samples)
+    real = batch["attention_mask"]
+    assert real.sum() == sum(len(s["input_ids"]) for s in samples)
+    assert len(batch["images"]) == sum(len(s["images"]) for s in samples)
+    for row, segment in {(r, int(s)) for r in range(len(real)) for s in batch["segment_ids"][r] if s >= 0}:
+        inside = batch["segment_ids"][row] == segment
+        ids = batch["input_ids"][row][inside]
+        match = next(s for s in samples if s["input_ids"].tolist() == ids.tolist())
+        for key in ("position_ids", "branch_ids", "frame_ids"):
+            assert batch[key][row][inside].tolist() == match[key].tolist()
 
 
 def test_length_estimates_are_near_the_truth(navigation_folder, make_context):

@@ -180,10 +180,14 @@ def test_scanqa_draws_one_of_several_answers_by_the_seed(clip_folder, make_conte
         ({"video": "long.mp4", "q": "What?"}, "no 'conversations', 'captions' or 'q' and 'a'"),
         ({"video": "long.mp4", "conversations": []}, "'conversations' is"),
         ({"video": "long.mp4", "captions": [{"idx": "3", "content": "x"}]}, "has idx '3'"),
+        ({"video": "gap", "q": "What?", "a": "It."}, r"gap has gaps: frames 0, 2 exist, 1 are missing"),
         ({"video": "broken.mp4", "q": "What?", "a": "It."}, r"broken\.mp4"),
     ],
 )
 def test_broken_clip_records_are_named(clip_folder, make_context, entry, message):
     (clip_folder / "broken.mp4").write_bytes(b"not a video")
+    (clip_folder / "gap").mkdir()
+    for i in (0, 2):
+        Image.fromarray(grey(i)).save(clip_folder / "gap" / f"frame_{i}.png")
     with pytest.raises(BrokenSampleError, match=message):
         clips(VideoDataset, clip_folder, make_context(), [entry])[0]
