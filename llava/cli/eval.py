@@ -112,7 +112,9 @@ def checkpoint_facts(path: str) -> dict[str, str]:
     Raises:
         FileNotFoundError: there is no checkpoint at a local path; the nearest folder name is suggested.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
+    if (folder / "model" / "config.json").is_file():
+        folder = folder / "model"
     if not (folder / "config.json").is_file():
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         hint = suggest(folder.name, siblings) if siblings and not folder.exists() else ""
@@ -122,7 +124,7 @@ def checkpoint_facts(path: str) -> dict[str, str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Twelve digits that change when a config or the weights change (names, sizes, and both ends of each weight file)."""
+    """Twelve digits that change with the configs or the weights (names, sizes, and both ends of each file)."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -224,7 +226,7 @@ def move_aside(path: Path) -> None:
 
 
 def run_chunks(task_name: str, arguments: Sequence[str], options: argparse.Namespace) -> None:
-    """One process per share of the episodes, each with its own GPU where there are some; what they measured is joined later."""
+    """One process per share of the episodes, each with a GPU where there are some; the results are joined later."""
     count = options.nproc_per_node
     own = ["--tasks", task_name, "--nproc-per-node", "1", "--no-floors", "--num-chunks", str(count)]
     processes = []

@@ -1,4 +1,4 @@
-"""The embedded world's expert as a policy: it knows the house, so it is a floor's other end, and a blind one's floor."""
+"""The embedded world's expert as a policy: it knows the house, so it is no floor but the ceiling."""
 
 from __future__ import annotations
 

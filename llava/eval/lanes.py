@@ -1,4 +1,4 @@
-"""Simulators as lanes of the loop: any `NavigationWorld` one beside the other, or the embedded world with batched pictures."""
+"""Simulators as lanes of the loop: any `NavigationWorld` side by side, or the embedded world with batched pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What navigation policies need of a vision-language model: features of pictures, embeddings of words, words of answers."""
+"""What policies need of a vision-language model: features of pictures, embeddings of words, words of answers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ModelSide:
         return self.model.get_input_embeddings()(ids.masked_fill(is_picture, 0)) * ~is_picture[:, None]
 
     def question_ids(self, question: str) -> Int[Tensor, " s"]:
-        """A whole prompt in the conversation template, every `<image>` with all its slots, up to where the answer begins."""
+        """A whole prompt in the conversation template, up to where the answer begins; `<image>` takes all its slots."""
         ids = tokenize_conversation(
             [{"from": "human", "value": question}],
             self.tokenizer,

@@ -1,8 +1,8 @@
 """The loop of an evaluation: picture, decision, low-level actions, until every episode of a batch has ended.
 
-Episodes of a batch run in lockstep by decision: in a round every running episode decides once and then carries out its one to
-three low-level actions, so a policy always answers for all of them at once. Episodes do not touch each other; a batch of one
-gives the same walks.
+Episodes of a batch run in lockstep by decision: in a round every running episode decides once and then carries out its
+one to three low-level actions, so a policy always answers for all of them at once. Episodes do not touch each other; a
+batch of one gives the same walks.
 """
 
 from __future__ import annotations

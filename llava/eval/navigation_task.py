@@ -1,4 +1,4 @@
-"""A navigation task from checkpoint to results.json: population, policy, loop, floors, one file that can be taken up again."""
+"""A navigation task from checkpoint to results.json: population, policy, loop, floors."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class NavigationOptions:
 
 
 def evaluate(task: Task, request: Request) -> Path:
-    """Measure a checkpoint on a task; returns the folder of its results.json. Episodes that are finished are not repeated."""
+    """Measure a checkpoint on a task; returns the folder of its results.json. Finished episodes are not repeated."""
     from llava.eval.make_policy import make_policy
 
     options = NavigationOptions.of(task, request)

@@ -1,4 +1,4 @@
-"""The published form: every decision asks anew, with some frames of the history, the current one and the instruction."""
+"""The published form: every decision asks anew, with frames of the history, the current one and the instruction."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ class _Question:
 
 
 class NavilaPolicy:
-    """Every decision asks anew. A frame is encoded when it is first shown and its features are kept until the episode ends;
-    the fixed words are embedded once per episode; all running episodes are answered in one left-padded batch.
+    """Every decision asks anew.
+
+    A frame is encoded when it is first shown and its features are kept until the episode ends; the fixed words are
+    embedded once per episode; all running episodes are answered in one left-padded batch.
     """
 
     name = "navila"
@@ -59,6 +61,22 @@ class NavilaPolicy:
 
     def describe(self) -> dict[str, Any]:
         return {"prompt": self.prompt.to_config(), "decoding": f"greedy, at most {self.max_new_tokens} tokens"}
+
+    @torch.no_grad()
+    def sample(self, instruction: str, frames: Sequence[np.ndarray], **generation: Any) -> Decision:
+        """One decision through the model's own `generate`, with transformers' generation arguments (sampling, beams)."""
+        view = EpisodeView(key="sample", instruction=instruction, frames=list(frames))
+        indices = self.prompt.frame_indices(len(view.frames))
+        self._encode_new([view], [indices])
+        embeds = self._row(view, indices)[None]
+        self.finish(view.key)
+        stops, pad = sorted(self.stop_ids), self.side.tokenizer.pad_token_id
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        out = self.side.model.llm.generate(
+            inputs_embeds=embeds, attention_mask=mask, eos_token_id=stops, pad_token_id=pad, **generation
+        )
+        kept = [token for token in out[0].tolist() if token not in self.stop_ids]
+        return self._decision(kept, embeds.shape[1])
 
     def _decision(self, ids: list[int], prompt_tokens: int) -> Decision:
         text = self.side.text(ids)

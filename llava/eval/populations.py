@@ -88,7 +88,7 @@ def embedded_population(
 
 
 def find_episode_file(data_root: Path | None, options: NavigationOptions) -> Path | None:
-    """`<split>.json.gz` in the task's own data folder, in `data_root` or in its folder of the level; None without a root.
+    """`<split>.json.gz` in the task's data folder, in `data_root` or in its folder of the level; None without a root.
 
     Raises:
         FileNotFoundError: a root was given and holds none.
@@ -101,8 +101,8 @@ def find_episode_file(data_root: Path | None, options: NavigationOptions) -> Pat
         if (folder / f"{options.split}.json.gz").is_file():
             return folder / f"{options.split}.json.gz"
     raise FileNotFoundError(
-        f"no {options.split}.json.gz in {', '.join(map(str, places))}; give --data-root the folder that holds it, or leave "
-        "it out to evaluate on houses made from seeds"
+        f"no {options.split}.json.gz in {', '.join(map(str, places))}; give --data-root the folder that holds it, or "
+        "leave it out to evaluate on houses made from seeds"
     )
 
 

@@ -97,8 +97,8 @@ def compare_cameras(
     ]
     if different and not allow_mismatch:
         raise ValueError(
-            f"the checkpoint was trained with another camera ({', '.join(different)}); evaluate on data rendered with its "
-            "camera, or pass --allow-camera-mismatch to measure exactly this"
+            f"the checkpoint was trained with another camera ({', '.join(different)}); evaluate on data rendered "
+            "with its camera, or pass --allow-camera-mismatch to measure exactly this"
         )
     if different or sizes:
         logger.warning("camera of training -> of evaluation: %s", ", ".join(different + sizes))

@@ -38,7 +38,7 @@ HEADLINE = (
 def episode_record(
     walk: Walk, *, dtw_backend: str = "exact", radii: Sequence[float | int] = (3.0, 1.0)
 ) -> dict[str, Any]:
-    """All that is kept of one walk: measures, failure class, costs, and the actions, from which it can be walked again."""
+    """All that is kept of one walk: measures, failure class, costs, and the actions, so that it can be replayed."""
     reference = getattr(walk.episode, "locations", ())
     trace = metrics.EpisodeTrace(
         positions=np.stack(walk.positions),
@@ -129,8 +129,8 @@ class ResultFile:
             different = card.differences(old["protocol"])
             if different:
                 raise ValueError(
-                    f"{self.path} was measured under another protocol (different: {', '.join(different)}); choose another "
-                    "--output-dir, or move that folder away"
+                    f"{self.path} was measured under another protocol (different: {', '.join(different)}); choose "
+                    "another --output-dir, or --overwrite to move the old results aside"
                 )
             self.episodes, self.floors = old["episodes"], old.get("floors", {})
 

@@ -90,7 +90,7 @@ class StreamingPolicy:
     # ---------------------------------------------------------------------------------------------------------- words
 
     def _longest_answer(self) -> int:
-        """One token less than answer and end token where every answer is a token of its own: no need to ask for the end."""
+        """Just 1 where every answer is a token of its own: nobody needs to ask for the end token then."""
         vocabulary = getattr(self.prompt.action_format, "vocabulary", None)
         if vocabulary is None:
             return 32
@@ -152,7 +152,7 @@ class StreamingPolicy:
         return decisions
 
     def _new_columns(self, group: _Group, row: int, picture: Tensor) -> Tensor:
-        """What this decision appends to a row: what the last action left behind, then the picture; first the instruction."""
+        """What this decision appends to a row: what the last action left (at first the instruction), then the picture."""
         before = group.left_by_action[row] if group.context.columns else group.opening[row]
         group.kept[row].append((group.left_by_action[row], picture))
         return picture if before is None else torch.cat([before, picture.to(before.dtype)])
@@ -164,8 +164,8 @@ class StreamingPolicy:
         count = max(1, (self.max_context - fixed) // longest // 2)
         if fixed + longest > self.max_context:
             raise ValueError(
-                f"an instruction, a picture and an answer take {fixed + longest} tokens, the context holds {self.max_context}; "
-                "use a model with more positions or a shorter instruction"
+                f"an instruction, a picture and an answer take {fixed + longest} tokens, the context holds "
+                f"{self.max_context}; use a model with more positions or a shorter instruction"
             )
         rows = []
         for i, opening in enumerate(group.opening):

@@ -67,8 +67,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         if classes:
             lines.append(f"at {name}: " + ", ".join(f"{key} {100 * n / total:.0f} %" for key, n in classes.items()))
     lines.append(
-        f"cost: {cost['model_calls_per_episode']:.1f} decisions per episode, {cost['tokens_per_decision']:.1f} tokens and "
-        f"{cost['ms_per_decision']:.1f} ms per decision, {cost['ms_per_action']:.1f} ms per action"
+        f"cost: {cost['model_calls_per_episode']:.1f} decisions per episode, {cost['tokens_per_decision']:.1f} tokens "
+        f"and {cost['ms_per_decision']:.1f} ms per decision, {cost['ms_per_action']:.1f} ms per action"
     )
     if cost["fallback_rate"]:
         lines.append(f"answers that named no action: {100 * cost['fallback_rate']:.1f} % (declared fallback done)")

@@ -61,7 +61,7 @@ def walk(policy, pictures, rows=(0, 1, 2), steps=8):
 
 @torch.no_grad()
 def whole_sequence_logits(model, prompt, instruction, frames, actions):
-    """What the model says after the last picture when it reads everything anew, in one pass, from the documented pieces."""
+    """What the model says after the last picture when it reads everything anew in one pass."""
     pieces = prompt.inference_pieces(instruction, list(range(len(frames))), actions)
     sample = encode_pieces(pieces, model.tokenizer, model.visual_spec)
     images = torch.stack([to_uint8_tensor(frame, model.visual_spec) for frame in frames])
