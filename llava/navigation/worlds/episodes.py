@@ -25,7 +25,7 @@ def make_episodes(
 
 def episodes_of(walks: Demonstrations, camera: CameraProfile | None = None, first_id: int = 0) -> list[Episode]:
     """Episodes with the walked positions as ground truth; numbered from `first_id`."""
-    instructions = write_instructions(walks.houses)
+    instructions = write_instructions(walks.tasks)
     return [_episode(walks, e, instructions[e], camera, first_id + e) for e in range(len(walks))]
 
 
@@ -35,7 +35,6 @@ def _episode(walks: Demonstrations, e: int, instruction: str, camera: CameraProf
     x, z = walks.x[frames], walks.z[frames]
     moved = np.concatenate([[True], (np.diff(x) != 0) | (np.diff(z) != 0)])
     goal = _point(tasks.goal_x[e], tasks.goal_z[e])
-    bends = tasks.to_object.path(e, float(x[0]), float(z[0]))[:-1]
     actions = tuple(int(a) for a in walks.action[frames])
     names = houses.object_names(e)
     return Episode(
@@ -45,7 +44,7 @@ def _episode(walks: Demonstrations, e: int, instruction: str, camera: CameraProf
         start_position=_point(x[0], z[0]),
         start_rotation=rotation_from_heading(int(houses.start_heading[e])),
         goals=(goal,),
-        reference_path=(_point(x[0], z[0]), *(_point(*bend) for bend in bends), goal),
+        reference_path=(_point(x[0], z[0]), *(_point(*bend) for bend in tasks.routes[e])),
         locations=tuple(_point(a, b) for a, b in zip(x[moved], z[moved], strict=True)),
         actions=actions if actions and actions[-1] == STOP else (*actions, STOP),
         geodesic_distance=float(tasks.distance[e]),

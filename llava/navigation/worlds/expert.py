@@ -30,7 +30,10 @@ NOISE_STREAM = 1 << 20  # second word of the noise generator's seed; attempts of
 
 @dataclass(frozen=True)
 class Tasks:
-    """What the expert must know about N houses: where the goal is and how to get there."""
+    """What the expert must know about N houses: where the goal is and how to get there.
+
+    routes: way-points of the shortest way from start to goal, the goal included, the start not.
+    """
 
     houses: HouseBatch
     obstacles: Obstacles
@@ -38,6 +41,7 @@ class Tasks:
     goal_x: Float[np.ndarray, " n"]
     goal_z: Float[np.ndarray, " n"]
     distance: Float[np.ndarray, " n"]  # geodesic from start to goal
+    routes: list[list[tuple[float, float]]]
 
     def __len__(self) -> int:
         return len(self.houses)
@@ -49,22 +53,15 @@ def plan_tasks(houses: HouseBatch) -> Tasks:
     obstacles = Obstacles.of(houses)
     object_x, object_z = houses.object_x[rows, houses.goal_object], houses.object_z[rows, houses.goal_object]
     field = goal_field(obstacles.without(houses.goal_object), object_x, object_z)
-    distance, corner = field.query(rows, houses.start_x, houses.start_z)
-    from_x, from_z = houses.start_x.copy(), houses.start_z.copy()
-    while (corner >= 0).any():  # the last bend before the object
-        bend = np.flatnonzero(corner >= 0)
-        from_x[bend], from_z[bend] = obstacles.corner_x[bend, corner[bend]], obstacles.corner_z[bend, corner[bend]]
-        corner[bend] = field.following[bend, corner[bend]]
-    back_x, back_z = from_x - object_x, from_z - object_z
+    distance, routes = field.bends(rows, houses.start_x, houses.start_z)
+    starts = zip(houses.start_x.tolist(), houses.start_z.tolist(), strict=True)
+    last = np.array([way[-1] if way else start for way, start in zip(routes, starts, strict=True)])
+    back_x, back_z = last[:, 0] - object_x, last[:, 1] - object_z
     scale = STAND_OFF_M / length(back_x, back_z)
-    return Tasks(
-        houses=houses,
-        obstacles=obstacles,
-        to_object=field,
-        goal_x=object_x + back_x * scale,
-        goal_z=object_z + back_z * scale,
-        distance=distance - STAND_OFF_M,
-    )
+    goal_x, goal_z = object_x + back_x * scale, object_z + back_z * scale
+    for way, x, z in zip(routes, goal_x.tolist(), goal_z.tolist(), strict=True):
+        way.append((x, z))
+    return Tasks(houses, obstacles, field, goal_x, goal_z, distance - STAND_OFF_M, routes)
 
 
 @dataclass

@@ -48,16 +48,19 @@ class GoalField:
         shortest = total[np.arange(len(rows)), best]
         return shortest, np.where(np.isfinite(shortest), best, -1)
 
-    def path(self, row: int, x: float, z: float) -> list[tuple[float, float]]:
-        """Bends of the shortest way from (x, z), the goal included, the start not. Empty where there is no way."""
-        distance, corner = self.query(np.array([row]), np.array([x]), np.array([z]))
-        if not np.isfinite(distance[0]):
-            return []
-        points, at = [], int(corner[0])
-        while at >= 0:
-            points.append((float(self.obstacles.corner_x[row, at]), float(self.obstacles.corner_z[row, at])))
-            at = int(self.following[row, at])
-        return [*points, (float(self.goal_x[row]), float(self.goal_z[row]))]
+    def bends(
+        self, rows: Int[np.ndarray, " q"], x: Float[np.ndarray, " q"], z: Float[np.ndarray, " q"]
+    ) -> tuple[Float[np.ndarray, " q"], list[list[tuple[float, float]]]]:
+        """Distances, and the corners at which the shortest ways turn, in walking order."""
+        distance, first = self.query(rows, x, z)
+        ways: list[list[tuple[float, float]]] = []
+        for row, corner in zip(rows.tolist(), first.tolist(), strict=True):
+            way = []
+            while corner >= 0:
+                way.append((float(self.obstacles.corner_x[row, corner]), float(self.obstacles.corner_z[row, corner])))
+                corner = int(self.following[row, corner])
+            ways.append(way)
+        return distance, ways
 
 
 def length(dx: np.ndarray, dz: np.ndarray) -> np.ndarray:

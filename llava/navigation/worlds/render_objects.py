@@ -9,7 +9,19 @@ import numpy as np
 
 from llava.navigation.worlds import tables
 from llava.navigation.worlds.house import HouseBatch
-from llava.navigation.worlds.tables import BALL, BOX, CONE, CYLINDER, NUM_SHADES, OBJECT_BASE, ROW
+from llava.navigation.worlds.tables import (
+    BALL,
+    BOX,
+    CEILING_M,
+    CONE,
+    CYLINDER,
+    DOOR_TOP_M,
+    FRAME_BASE,
+    LINTEL,
+    NUM_SHADES,
+    OBJECT_BASE,
+    ROW,
+)
 
 if TYPE_CHECKING:
     from llava.navigation.worlds.renderer import Pose, Rays
@@ -18,17 +30,19 @@ NEAR = np.float32(0.01)  # nothing is drawn nearer than this
 
 
 class Views(NamedTuple):
-    """V (view, object) pairs that may be visible; positions relative to the camera in the frame of the heading."""
+    """V (view, thing) pairs that may be visible; positions relative to the camera in the frame of the heading."""
 
     view: np.ndarray  # row of the frame in this chunk
-    slot: np.ndarray  # object index in the house
+    identity: np.ndarray  # instance id, 0 = background
     shape: np.ndarray
-    colour: np.ndarray
+    material: np.ndarray  # first entry in the colour table
     side: np.ndarray  # to the right
     ahead: np.ndarray
-    bottom: np.ndarray  # height of the object's foot relative to the camera (negative)
-    radius: np.ndarray
+    bottom: np.ndarray  # height of the foot relative to the camera
     height: np.ndarray
+    radius: np.ndarray
+    half_x: np.ndarray  # of boxes, along the axes of the house
+    half_z: np.ndarray
 
     def take(self, rows: np.ndarray) -> Views:
         return Views(*(values[rows] for values in self))
@@ -77,41 +91,87 @@ def _hit_pixels(views: Views, pixels: Candidates, pose: Pose, intersect: Interse
     """Flat index, distance, colour row and instance id of the candidate pixels that show the object."""
     kept, distance, tone = intersect(views, pixels, pose)
     pair = pixels.pair[kept]
-    row = ((OBJECT_BASE + views.colour) * ROW)[pair] + tone * NUM_SHADES
-    return pixels.flat[kept], distance, row, (views.slot + 1)[pair]
+    return pixels.flat[kept], distance, views.material[pair] + tone * NUM_SHADES, views.identity[pair]
 
 
 def _views(houses: HouseBatch, index: np.ndarray, pose: Pose, rays: Rays) -> Views:
-    """Pairs whose bounding sphere reaches into the cone of view to the front."""
-    to_x, to_z = houses.object_x[index] - pose.x[:, None], houses.object_z[index] - pose.z[:, None]  # [F, K]
+    """Pairs of views and objects (or lintels) that reach into the field of view."""
+    view, slot, side, ahead = _in_view(
+        houses.has_object, houses.object_x, houses.object_z, houses.radius + houses.height, index, pose, rays
+    )
+    house = index[view]
+    radius = houses.radius[house, slot].astype(np.float32)
+    objects = Views(
+        view=view,
+        identity=(slot + 1).astype(np.uint8),
+        shape=houses.shape[house, slot],
+        material=(OBJECT_BASE + houses.colour[house, slot].astype(np.int32)) * ROW,
+        side=side,
+        ahead=ahead,
+        bottom=np.full(len(view), -rays.camera.height_m, dtype=np.float32),
+        height=houses.height[house, slot].astype(np.float32),
+        radius=radius,
+        half_x=radius,
+        half_z=radius,
+    )
+    if houses.lintels.shape[1] == 0:
+        return objects
+    both = zip(objects, _lintels(houses, index, pose, rays), strict=True)
+    return Views(*(np.concatenate(columns) for columns in both))
+
+
+def _lintels(houses: HouseBatch, index: np.ndarray, pose: Pose, rays: Rays) -> Views:
+    x0, z0, x1, z1 = (houses.lintels[..., i] for i in range(4))
+    middle_x, middle_z, half_x, half_z = (x0 + x1) / 2, (z0 + z1) / 2, (x1 - x0) / 2, (z1 - z0) / 2
+    present = ~np.isnan(x0)
+    view, slot, side, ahead = _in_view(present, middle_x, middle_z, half_x + half_z, index, pose, rays)
+    house, count = index[view], len(view)
+    half_x, half_z = (half[house, slot].astype(np.float32) for half in (half_x, half_z))
+    return Views(
+        view=view,
+        identity=np.zeros(count, dtype=np.uint8),
+        shape=np.full(count, LINTEL, dtype=np.uint8),
+        material=np.full(count, FRAME_BASE * ROW, dtype=np.int32),
+        side=side,
+        ahead=ahead,
+        bottom=np.full(count, DOOR_TOP_M - rays.camera.height_m, dtype=np.float32),
+        height=np.full(count, CEILING_M - DOOR_TOP_M, dtype=np.float32),
+        radius=np.maximum(half_x, half_z),
+        half_x=half_x,
+        half_z=half_z,
+    )
+
+
+def _in_view(
+    present: np.ndarray,
+    x: np.ndarray,
+    z: np.ndarray,
+    reach: np.ndarray,
+    index: np.ndarray,
+    pose: Pose,
+    rays: Rays,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """View, slot, and position to the side and ahead of the things whose surroundings reach into the field of view."""
+    to_x, to_z = x[index] - pose.x[:, None], z[index] - pose.z[:, None]  # [F, K]
     heading = pose.heading[:, None]
     side = to_x * tables.RIGHT_X[heading] + to_z * tables.RIGHT_Z[heading]
     ahead = to_x * tables.FORWARD_X[heading] + to_z * tables.FORWARD_Z[heading]
-    reach = houses.radius[index] + houses.height[index]
     cos, sin = rays.camera.pitch_cos_sin
-    axial = ahead * cos - rays.camera.height_m * sin  # z-depth of the object's foot
-    tangent = rays.camera.tan_half_hfov
-    seen = houses.has_object[index] & (axial > -reach) & (abs(side) - 1.5 * reach < tangent * (axial + reach))
+    lift = CEILING_M * abs(sin)  # how much height can add to the depth along a tilted axis
+    axial, reach = ahead * cos + lift, reach[index]
+    with np.errstate(invalid="ignore"):  # absent lintels are NaN
+        seen = (
+            present[index] & (axial > -reach) & (abs(side) - 1.5 * reach < rays.camera.tan_half_hfov * (axial + reach))
+        )
     view, slot = np.nonzero(seen)
-    house = index[view]
-    single = np.float32
-    return Views(
-        view=view,
-        slot=slot,
-        shape=houses.shape[house, slot],
-        colour=houses.colour[house, slot].astype(np.int32),
-        side=side[view, slot].astype(single),
-        ahead=ahead[view, slot].astype(single),
-        bottom=np.full(len(view), -rays.camera.height_m, dtype=single),
-        radius=houses.radius[house, slot].astype(single),
-        height=houses.height[house, slot].astype(single),
-    )
+    return view, slot, side[view, slot].astype(np.float32), ahead[view, slot].astype(np.float32)
 
 
 def _pixel_rectangles(views: Views, rays: Rays) -> tuple[Views, np.ndarray]:
     """Rectangle [V, 4] (column0, column1, row0, row1; ends excluded) around the projection of each bounding box."""
     camera = rays.camera
-    half = views.radius * np.where(views.shape == BOX, np.float32(1.4143), np.float32(1))  # a box may stand cornerwise
+    cornerwise = np.where((views.shape == BOX) | (views.shape == LINTEL), np.float32(1.4143), np.float32(1))
+    half = views.radius * cornerwise
     top = views.bottom + views.height
     cos, sin = (np.float32(value) for value in camera.pitch_cos_sin)
     near, far = views.ahead - half, views.ahead + half
@@ -254,9 +314,9 @@ def _box(views: Views, pixels: Candidates, pose: Pose) -> tuple[np.ndarray, np.n
     heading, single = pose.heading[views.view], np.float32
     rx, rz = tables.RIGHT_X[heading].astype(single), tables.RIGHT_Z[heading].astype(single)
     fx, fz = tables.FORWARD_X[heading].astype(single), tables.FORWARD_Z[heading].astype(single)
-    x, z, r = views.side * rx + views.ahead * fx, views.side * rz + views.ahead * fz, views.radius
-    enter_x, leave_x = _slab(u * rx[pair] + f * fx[pair], (x - r)[pair], (x + r)[pair])
-    enter_z, leave_z = _slab(u * rz[pair] + f * fz[pair], (z - r)[pair], (z + r)[pair])
+    x, z = views.side * rx + views.ahead * fx, views.side * rz + views.ahead * fz
+    enter_x, leave_x = _slab(u * rx[pair] + f * fx[pair], (x - views.half_x)[pair], (x + views.half_x)[pair])
+    enter_z, leave_z = _slab(u * rz[pair] + f * fz[pair], (z - views.half_z)[pair], (z + views.half_z)[pair])
     enter_y, leave_y = _slab(g, views.bottom[pair], (views.bottom + views.height)[pair])
     enter = np.maximum(np.maximum(enter_x, enter_z), enter_y)
     leave = np.minimum(np.minimum(leave_x, leave_z), leave_y)
@@ -273,4 +333,4 @@ def _slab(ray: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarra
     return np.minimum(one, other), np.maximum(one, other)
 
 
-INTERSECTIONS: dict[int, Intersection] = {BALL: _ball, BOX: _box, CONE: _cone, CYLINDER: _cylinder}
+INTERSECTIONS: dict[int, Intersection] = {BALL: _ball, BOX: _box, CONE: _cone, CYLINDER: _cylinder, LINTEL: _box}

@@ -32,6 +32,7 @@ OBJECT_COLOURS: dict[str, tuple[int, int, int]] = {
 COLOUR_NAMES = tuple(OBJECT_COLOURS)
 SHAPE_NAMES = ("ball", "box", "cone", "cylinder")
 BALL, BOX, CONE, CYLINDER = range(4)
+LINTEL = 4  # a box above a doorway, part of the background
 SHAPE_RADIUS_M = np.array([0.40, 0.34, 0.42, 0.32])
 SHAPE_HEIGHT_M = np.array([0.80, 0.80, 1.10, 1.05])
 
@@ -47,6 +48,7 @@ WALL_TINTS = (
 )
 FLOOR_TINTS = ((146, 118, 92), (128, 128, 130), (112, 118, 108), (160, 146, 122))
 CEILING_TINTS = ((206, 206, 202), (188, 192, 198))
+FRAME_TINT = (88, 74, 64)  # the piece of wall above a doorway
 NUM_PATTERNS = 6
 
 NUM_TONES = 8  # brightness steps of a surface: texture tone of a wall, light on an object
@@ -54,13 +56,14 @@ NUM_SHADES = 32  # steps of distance
 SHADES_PER_M = 2.5
 TEXTURE_U, TEXTURE_V = 16, 32  # texels: 8 per metre along a wall, 12 per metre upwards
 TEXELS_PER_M_U, TEXELS_PER_M_V = 8.0, 12.0
-CEILING_M = 2.6
+CEILING_M, DOOR_TOP_M = 2.6, 2.1
 TILE_M = 0.5  # floor squares
 
 NUM_WALL_TINTS, NUM_FLOOR_TINTS, NUM_CEILING_TINTS = len(WALL_TINTS), len(FLOOR_TINTS), len(CEILING_TINTS)
 FLOOR_BASE = NUM_WALL_TINTS
 CEILING_BASE = FLOOR_BASE + NUM_FLOOR_TINTS
-OBJECT_BASE = CEILING_BASE + NUM_CEILING_TINTS
+FRAME_BASE = CEILING_BASE + NUM_CEILING_TINTS
+OBJECT_BASE = FRAME_BASE + 1
 ROW = NUM_TONES * NUM_SHADES  # entries of one material in the colour table
 
 
@@ -89,11 +92,11 @@ def _wall_atlas() -> np.ndarray:
 
 def _colour_table() -> np.ndarray:
     """Packed RGBA uint32 for (material, tone, shade); integers only."""
-    scenery = np.array(WALL_TINTS + FLOOR_TINTS + CEILING_TINTS, dtype=np.int64)
+    scenery = np.array(WALL_TINTS + FLOOR_TINTS + CEILING_TINTS + (FRAME_TINT,), dtype=np.int64)
     objects = np.array(list(OBJECT_COLOURS.values()), dtype=np.int64)
     tone = np.arange(NUM_TONES)[None, :, None, None]
     shade = np.arange(NUM_SHADES)[None, None, :, None]
-    contrast = (tone - 5) * (44 - shade)  # texture fades with distance
+    contrast = (tone - 5) * 2 * (40 - shade)  # texture fades with distance
     scenery_rgb = scenery[:, None, None, :] * (1000 + contrast) * (66 - shade) // 66000
     object_rgb = objects[:, None, None, :] * (58 + tone * 6) * (92 - shade) // 9200
     rgb = np.clip(np.concatenate([scenery_rgb, object_rgb]), 0, 255)
