@@ -136,12 +136,10 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, spec: VisualSpe
     cursor, used = _Cursor(), {0}
     ids, labels, branches = list(bos), [IGNORE_INDEX] * len(bos), [0] * len(bos)
     frames, positions = [-1] * len(bos), cursor.positions(0, len(bos))
+    picture, words = [image_token_id] * spec.tokens_per_image, _words(pieces, tokenizer)
     for piece in pieces:
-        if piece.frame is None:
-            tokens = tokenizer(piece.text, add_special_tokens=False).input_ids
-        else:
-            tokens = [image_token_id] * spec.tokens_per_image
-            cursor.frame += 1
+        tokens = picture if piece.text is None else words[piece.text]
+        cursor.frame += piece.text is None
         _check_branch(piece, cursor.branch, used, bool(ids))
         used.add(piece.branch)
         ids += tokens
@@ -188,6 +186,12 @@ def hang_questions(
         "position_ids": torch.cat([torch.arange(length), torch.tensor(positions)]),
         "frame_ids": torch.cat([sample["frame_ids"], sample["frame_ids"][-1:].expand(len(ids))]),
     }
+
+
+def _words(pieces: Sequence[Piece], tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """Ids of every text, each tokenised on its own; one call, as an episode repeats few texts."""
+    texts = sorted({piece.text for piece in pieces if piece.text is not None})
+    return dict(zip(texts, tokenizer(texts, add_special_tokens=False).input_ids, strict=True)) if texts else {}
 
 
 def _check_branch(piece: Piece, previous: int, used: set[int], begun: bool) -> None:

@@ -60,13 +60,19 @@ def ensure_special_tokens(tokenizer: Tokenizer) -> int:
     Returns:
         The id of `<image>`.
     """
-    if DEFAULT_IMAGE_TOKEN not in tokenizer.get_vocab():
+    if _known_id(DEFAULT_IMAGE_TOKEN, tokenizer) is None:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": [DEFAULT_IMAGE_TOKEN]}, replace_extra_special_tokens=False
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token if tokenizer.unk_token is None else tokenizer.unk_token
     return tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
+
+
+def _known_id(token: str, tokenizer: Tokenizer) -> int | None:
+    """Id of a token; None where it is not in the vocabulary (without building the vocabulary's dict)."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    return found if found is not None and tokenizer.convert_ids_to_tokens(found) == token else None
 
 
 def tokenize_text(
@@ -100,7 +106,7 @@ def tokenize_text(
 def _map_image_token(
     ids: list[int], spans: list[tuple[int, int]], tokenizer: Tokenizer, image_token_id: int
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    known = tokenizer.get_vocab().get(DEFAULT_IMAGE_TOKEN)
+    known = _known_id(DEFAULT_IMAGE_TOKEN, tokenizer)
     if known is None:
         raise ValueError(
             f"the tokenizer does not know {DEFAULT_IMAGE_TOKEN}; call ensure_special_tokens(tokenizer) first"
