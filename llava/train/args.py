@@ -85,6 +85,7 @@ class DataArguments:
     learn_decisions: bool = option(
         True, "streaming: False trains the grounding questions only (a stage before walking)"
     )
+    tokenization: str | None = option(None, "'navila' cuts texts as the published weights need it, 'plain' does not")
     broken_samples: str = option("skip", "skip (counted, reported) or raise")
     min_tiles: int = option(1, "fewest tiles of a dynamic picture")
     max_tiles: int = option(12, "most tiles of a dynamic picture")
@@ -96,7 +97,7 @@ class DataArguments:
 
 def no_type_check(kind: type) -> type:
     """Leaves a class as it is. Its name tells jaxtyping, which checks this package under pytest, to leave it too:
-    transformers' own defaults (int 0 for a float) would not pass, and typing's decorator hides annotations from parsers.
+    transformers' own defaults (int 0 for a float) do not pass, and typing's decorator hides annotations from parsers.
     """
     return kind
 
@@ -109,7 +110,9 @@ class TrainingArguments(transformers.TrainingArguments):
     cache_dir: str | None = option(None, "where downloaded checkpoints are kept")
     optim: str = option("adamw_torch_fused", "optimizer; the fused AdamW is adamw_torch in fewer kernels")
     remove_unused_columns: bool = option(False, "must stay False: samples are not table rows")
-    report_to: str = option("auto", "tensorboard (auto: when installed), wandb, trackio, none, or several by commas")
+    report_to: None | str | list[str] = option(  # noqa: RUF009, RUF036  (this order is what the parser understands)
+        "auto", "tensorboard (auto: when installed), wandb, trackio, none, or several by commas"
+    )
     logging_steps: float = option(10, "steps between two log lines")
     logging_nan_inf_filter: bool = option(False, "hide non-finite losses; False stops with an error instead")
     logging_dir: str | None = option(None, "folder of the TensorBoard files (default: OUTPUT_DIR/runs)")
@@ -158,7 +161,7 @@ class TrainingArguments(transformers.TrainingArguments):
     debug_e2e: bool = option(False, "kept for old scripts")
 
     def __post_init__(self) -> None:
-        setattr(self, "report_to", _reporters(self.report_to))  # noqa: B010
+        self.report_to = _reporters(self.report_to)
         super().__post_init__()
 
 

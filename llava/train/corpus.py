@@ -33,7 +33,7 @@ def _texts_of(entry: Entry) -> Iterator[str]:
         yield from _strings(record)
         if navigates:
             yield normalise_instruction(str(record.get("q", "")))
-    if "grounding_path" in entry.paths:
+    if "grounding_path" in entry.paths and entry.paths["grounding_path"].exists():
         yield from _grounding_texts(entry)
 
 

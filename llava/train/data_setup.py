@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from llava.train.corpus import corpus
 from llava.train.model_setup import EMBEDDED_TEMPLATE, PreparedModel
 from llava.train.parse import RunArguments
 from llava.train.samplers import Mixture, parse_weights
+from llava.utils.registry import Registry
+from llava.utils.tokenizer import TokenizationCompat
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ def prepare_data(args: RunArguments, prepared: PreparedModel) -> PreparedData:
     """Build the mixture for a model: pictures in its size, text by its tokenizer and template."""
     registry = registry_of(args)
     _check_embedded_data(registry, args.data.data_mixture)
+    _store_tokenization(args, prepared.model.config)
     full = _dataset(args.data.data_mixture, args, prepared, registry, "train")
     limit = args.data.max_samples
     kept = len(full) if limit < 0 else min(limit, len(full))
@@ -82,7 +85,7 @@ def prepare_data(args: RunArguments, prepared: PreparedModel) -> PreparedData:
         mixture=Mixture(sizes=tuple(full.sizes) if kept == len(full) else (kept,), weights=weights),
         lengths=np.minimum(full.lengths[:kept], args.training.model_max_length),
         modalities=np.array([int(kind != "text") for kind in full.modality[:kept]]),
-        stored=_stored(full, args),
+        stored=_stored(full),
     )
 
 
@@ -109,11 +112,21 @@ def data_options(args: RunArguments, config: Any) -> DataOptions:
         "max_decisions": data.max_decisions,
         "grounding_questions": data.grounding_questions,
         "learn_decisions": data.learn_decisions,
+        "tokenization_compat": getattr(config, "tokenization_compat", None),
         "on_error": data.broken_samples,
         "seed": args.training.seed,
     }
-    compat = getattr(config, "tokenization_compat", None)
-    return DataOptions(**chosen) if compat is None else DataOptions(**chosen, tokenization_compat=compat)
+    return DataOptions(**chosen)
+
+
+TOKENIZATIONS = Registry[TokenizationCompat]("tokenization")
+TOKENIZATIONS.register("navila")(TokenizationCompat.navila())
+TOKENIZATIONS.register("plain")(TokenizationCompat())
+
+
+def _store_tokenization(args: RunArguments, config: Any) -> None:
+    if args.data.tokenization is not None:
+        config.tokenization_compat = asdict(TOKENIZATIONS[args.data.tokenization])
 
 
 def _collator(args: RunArguments, prepared: PreparedModel) -> DataCollator:
@@ -128,7 +141,7 @@ def _collator(args: RunArguments, prepared: PreparedModel) -> DataCollator:
     )
 
 
-def _stored(dataset: Any, args: RunArguments) -> dict[str, Any]:
+def _stored(dataset: Any) -> dict[str, Any]:
     camera = dataset.camera_profile
     return {
         "navigation_prompt": dataset.navigation_prompt,

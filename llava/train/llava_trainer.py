@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer
 
+from llava.model.builder import load_pretrained_model
 from llava.train import checkpointing
 from llava.train.args import TrainingArguments
 from llava.train.meter import TrainingMeter
@@ -245,7 +246,7 @@ class LLaVATrainer(Trainer):
         if self.restored_from is not None and Path(resume_from_checkpoint) == self.restored_from:
             return
         target: Any = model or self.model
-        source = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        _, source, *_ = load_pretrained_model(str(resume_from_checkpoint), device="cpu", dtype=target.dtype)
         target.load_state_dict(source.state_dict())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):  # type: ignore[override]

@@ -6,16 +6,19 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.conversation import TEMPLATES
 from llava.model.builder import build_model, load_pretrained_model
 from llava.train.args import EMBEDDED, ModelArguments
 from llava.train.parse import RunArguments
+from llava.utils.distributed import barrier
 from llava.utils.registry import Registry
 from llava.utils.tokenizer import ensure_special_tokens, train_tokenizer
 
@@ -136,8 +139,14 @@ def _is_vlm(path: str, cache_dir: str | None) -> bool:
 
 def _from_checkpoint(path: str, args: RunArguments, dtype: torch.dtype) -> PreparedModel:
     tokenizer, model, *_ = load_pretrained_model(
-        path, device="cpu", dtype=dtype, attn_implementation=args.model.attn_implementation
+        path,
+        device="cpu",
+        dtype=dtype,
+        attn_implementation=args.model.attn_implementation,
+        cache_dir=args.training.cache_dir,
     )
+    if args.model.mlp_path:
+        load_projector(model.mm_projector, Path(args.model.mlp_path))
     store_settings(model.config, args, only_given=True)
     return PreparedModel(model=model, tokenizer=tokenizer, template=_template(args, model.config, tokenizer))
 
@@ -164,17 +173,12 @@ def _embedded(args: RunArguments, dtype: torch.dtype, corpus: Callable[[], Itera
     folder = Path(args.training.output_dir or ".") / TOKENIZER_FOLDER
     if args.training.process_index == 0:
         train_tokenizer(corpus(), args.model.vocab_size, folder)
-    _wait_for_rank_0()
+    barrier()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     size = EMBEDDED_MODELS[args.model.embedded_size]
     parts = size.config_parts(vocab_size=len(tokenizer), context=args.training.model_max_length, ids=ids)
     return _built(parts, tokenizer, args, dtype)
-
-
-def _wait_for_rank_0() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def _built(
@@ -183,16 +187,27 @@ def _built(
     image_token_id = ensure_special_tokens(tokenizer)
     with zero_init_off(args):
         settings = {**parts, "image_token_id": image_token_id}
-        model = build_model(settings, tokenizer=tokenizer, attn_implementation=args.model.attn_implementation)
-        model = cast_weights(model, dtype)
+        model = build_model(
+            settings, tokenizer=tokenizer, attn_implementation=args.model.attn_implementation, dtype=dtype
+        )
+    if args.model.mlp_path:
+        load_projector(model.mm_projector, Path(args.model.mlp_path))
     store_settings(model.config, args, only_given=False)
     return PreparedModel(model=model, tokenizer=tokenizer, template=_template(args, model.config, tokenizer))
 
 
-def cast_weights(model: Any, dtype: torch.dtype) -> Any:
-    """All weights in one dtype; the config records it."""
-    model.config.dtype = dtype
-    return model.to(dtype)
+def load_projector(projector: torch.nn.Module, path: Path) -> None:
+    """Read projector weights: a `mm_projector` folder, a .safetensors or a .bin file; prefixes of names are cut."""
+    if path.is_dir():
+        path = next((f for f in sorted(path.iterdir()) if f.suffix in (".safetensors", ".bin")), path)
+    if not path.is_file():
+        raise FileNotFoundError(f"mlp_path is {path}, where no .safetensors or .bin file is; give projector weights")
+    read = load_file if path.suffix == ".safetensors" else partial(torch.load, weights_only=True, map_location="cpu")
+    weights = {name.rpartition("mm_projector.")[2]: tensor for name, tensor in read(path).items()}
+    try:
+        projector.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"weights of {path} do not fit --mm_projector: {error}") from error
 
 
 def _template(args: RunArguments, config: Any, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import HfArgumentParser
 
 from llava.train.args import DataArguments, ModelArguments, TrainingArguments
 from llava.train.stages import STAGES
+from llava.utils.distributed import is_distributed
 from llava.utils.registry import suggest
 
 logger = logging.getLogger(__name__)
@@ -193,6 +195,8 @@ def _stage_row(words: list[str]) -> Mapping[str, Any]:
 
 def _fit_to_machine(words: list[str], given: frozenset[str]) -> list[str]:
     """What a machine without a GPU cannot do is left out with a word about it."""
+    if _value(words, "deepspeed") and not find_spec("deepspeed"):
+        raise ValueError("--deepspeed needs a package that is not installed: pip install deepspeed, or leave it out")
     if torch.cuda.is_available():
         return words
     if _value(words, "tf32") == "True":
@@ -200,6 +204,8 @@ def _fit_to_machine(words: list[str], given: frozenset[str]) -> list[str]:
         words = _without(words, "tf32")
     if "use_cpu" not in given and not torch.accelerator.is_available():
         words = ["--use_cpu", "True", *words]
+    if "ddp_backend" not in given and is_distributed():
+        words = ["--ddp_backend", "gloo", *words]
     return words
 
 

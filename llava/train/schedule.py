@@ -61,7 +61,7 @@ def shape(name: str, fraction: float, warmup: float) -> float:
 
 
 class TimeBudgetSchedule(LambdaLR):
-    """Warm-up and decay by the clock. Rates depend on the machine's speed: only runs counted in steps repeat to the bit.
+    """Warm-up and decay by the clock. Rates follow the machine's speed: only runs counted in steps repeat to the bit.
 
     Args:
         least: the first factor of a warm-up that starts at time 0 would be 0 and waste a step; this is used instead.

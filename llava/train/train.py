@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from llava.train import callbacks, checkpointing
@@ -20,6 +20,7 @@ from llava.train.model_setup import PreparedModel, prepare_model
 from llava.train.parse import RunArguments, parse_args
 from llava.train.parts import print_table, save_table, set_trainable
 from llava.train.schedule import TrainClock
+from llava.utils.logging import setup_logging
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +39,18 @@ class TrainResult:
     was_finished: bool = False
 
 
-def train(argv: Sequence[str] | None = None, *, defaults: Mapping[str, Any] | None = None) -> TrainResult:
+def train(
+    argv: Sequence[str] | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    extra_callbacks: Sequence[TrainerCallback] = (),
+) -> TrainResult:
     """Train, or go on from the newest whole checkpoint in `--output_dir`, or report that the run is finished.
 
     Args:
         argv: command line without the program's name; default: this process's.
         defaults: an entry point's own defaults, weaker than any flag.
+        extra_callbacks: called after those of the command line.
     """
     args = parse_args(sys.argv[1:] if argv is None else argv, defaults=defaults)
     _set_up_process(args)
@@ -58,6 +65,8 @@ def train(argv: Sequence[str] | None = None, *, defaults: Mapping[str, Any] | No
     data = prepare_data(args, prepared)
     data.store_in(prepared.model.config)
     trainer = build_trainer(args, prepared, data, restored_from=checkpoint)
+    for callback in extra_callbacks:
+        trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return _finish(trainer, args, output_dir)
 
@@ -117,9 +126,13 @@ def _callbacks(args: RunArguments, output_dir: Path, clock: TrainClock) -> list[
 
 def _set_up_process(args: RunArguments) -> None:
     training = args.training
-    level = logging.INFO if training.process_index == 0 else logging.WARNING
     disable_progress_bar()  # one bar is enough: the trainer's
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    setup_logging("INFO")
+    if training.deepspeed:
+        import deepspeed
+
+        # before any weights are split: on the CPU only this call makes DeepSpeed see the other ranks
+        deepspeed.init_distributed(dist_backend="gloo" if training.device.type == "cpu" else "nccl")
     if training.n_gpu > 1:
         logger.warning(
             "%d GPUs are visible to one process, one is used; start one process per GPU with torchrun", training.n_gpu

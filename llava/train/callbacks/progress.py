@@ -18,9 +18,10 @@ PROGRESS_FILE = "progress.jsonl"
 class ProgressCallback(TrainerCallback):
     """Shows step, loss, tokens/s and the time left; writes one JSON line per log line.
 
-    A terminal (`stream`, default stderr) gets a rich bar, anything else one plain line every `every` seconds. Lines of `progress.jsonl` have the
-    keys step, total, share, loss, tokens_per_second, data_wait, learning_rate, elapsed, eta (seconds left) and every
-    named loss term. On resumption the lines after the checkpoint are dropped, so each step stands there once.
+    A terminal (`stream`, default stderr) gets a rich bar, anything else one plain line every `every` seconds. Lines of
+    `progress.jsonl` have the keys step, total, share, loss, tokens_per_second, data_wait, learning_rate, elapsed, eta
+    (seconds left) and every named loss term. On resumption the lines after the checkpoint are dropped: each step stands
+    there once.
     """
 
     def __init__(self, output_dir: Path, clock: TrainClock, *, every: float = 5.0, stream: Any = None) -> None:
@@ -136,7 +137,7 @@ def _keep_until(file: Path, step: int) -> None:
     file.write_text("".join(f"{line}\n" for line in kept))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):

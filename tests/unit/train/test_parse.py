@@ -11,7 +11,7 @@ from llava.train.parse import parse_args
 OUT = ["--output_dir", "out", "--report_to", "none"]
 PUBLISHED = (
     "--longvila_sampler True --model_name_or_path a/b --version llama_3 --seed 10 --data_mixture r2r+rxr "
-    "--vision_tower google/siglip-so400m-patch14-384 --mm_vision_select_feature cls_patch --mm_projector mlp_downsample "
+    "--vision_tower a/tower --mm_projector mlp_downsample --mm_vision_select_feature cls_patch "
     "--num_video_frames 8 --tune_vision_tower True --tune_mm_projector True --tune_language_model True "
     "--mm_vision_select_layer -2 --mm_use_im_start_end False --mm_use_im_patch_token False --image_aspect_ratio resize "
     "--output_dir out --num_train_epochs 1 --per_device_train_batch_size 10 --gradient_accumulation_steps 2 "
