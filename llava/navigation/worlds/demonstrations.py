@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from llava.navigation.worlds.base import FORWARD, LEFT, NUM_HEADINGS, RIGHT, STOP, CameraProfile
-from llava.navigation.worlds.expert import MAX_MERGE, NOISE_STREAM, Expert, State, Tasks, plan_tasks
+from llava.navigation.worlds.expert import MAX_MERGE, NOISE_STREAM, Expert, State, Tasks, needs_search, plan_tasks
 from llava.navigation.worlds.house import HouseBatch, generate_houses, pick_integers, random_pool
 from llava.navigation.worlds.obstacles import move_forward
 from llava.navigation.worlds.renderer import Frames, render
@@ -71,13 +72,23 @@ def demonstrate(
         noise: probability that a decision is replaced by a random move of 1 to 3 equal actions (never a stop). The label
             stays the oracle's.
     """
+    return walk(plan_tasks(generate_houses(level, seeds)), camera or CameraProfile(), noise=noise, max_steps=max_steps)
+
+
+def walk(
+    tasks: Tasks,
+    camera: CameraProfile | Sequence[CameraProfile],
+    *,
+    noise: float = 0.0,
+    max_steps: int = MAX_STEPS,
+) -> Demonstrations:
+    """The same for tasks that are planned already, with one camera for all or one per task."""
     if not 0 <= noise < 1:
         raise ValueError(f"noise is {noise}, expected a probability in [0, 1); 0.15 is a good value")
-    tasks = plan_tasks(generate_houses(level, seeds))
-    walk = _Walk(tasks, Expert(tasks, camera or CameraProfile(), scan=level == "one_room"), noise, max_steps)
-    while len(walk.active):
-        walk.decide()
-    return walk.finish()
+    state = _Walk(tasks, Expert(tasks, camera, scan=needs_search(tasks.houses)), noise, max_steps)
+    while len(state.active):
+        state.decide()
+    return state.finish()
 
 
 class _Walk:

@@ -23,10 +23,13 @@ def make_episodes(
     return episodes_of(demonstrate(level, np.asarray(seeds), camera), camera, first_id)
 
 
-def episodes_of(walks: Demonstrations, camera: CameraProfile | None = None, first_id: int = 0) -> list[Episode]:
-    """Episodes with the walked positions as ground truth; numbered from `first_id`."""
+def episodes_of(
+    walks: Demonstrations, camera: CameraProfile | Sequence[CameraProfile] | None = None, first_id: int = 0
+) -> list[Episode]:
+    """Episodes with the walked positions as ground truth; numbered from `first_id`. One camera for all or one each."""
+    cameras = camera if isinstance(camera, Sequence) else [camera] * len(walks)
     instructions = write_instructions(walks.tasks)
-    return [_episode(walks, e, instructions[e], camera, first_id + e) for e in range(len(walks))]
+    return [_episode(walks, e, instructions[e], cameras[e], first_id + e) for e in range(len(walks))]
 
 
 def _episode(walks: Demonstrations, e: int, instruction: str, camera: CameraProfile | None, number: int) -> Episode:

@@ -8,6 +8,7 @@ for every picture size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,11 @@ def plan_tasks(houses: HouseBatch) -> Tasks:
     return Tasks(houses, obstacles, field, goal_x, goal_z, distance - STAND_OFF_M, routes)
 
 
+def needs_search(houses: HouseBatch) -> bool:
+    """True in one room, where the instruction names the object but not the way; a route tells the first turn."""
+    return houses.wall_boxes.shape[1] == 0
+
+
 @dataclass
 class State:
     """Where the robots are: x, z [n], heading [n] (multiples of 15 degrees), seen [n] (the target has been in view)."""
@@ -84,13 +90,15 @@ class Expert:
     """Answers with the oracle's next merged action for any state of the given houses.
 
     Args:
+        camera: one for all houses or one per house; only the field of view matters.
         scan: search for the target by turning right until it has been in view; without it the way is known from the start
             (route instructions describe it).
     """
 
-    def __init__(self, tasks: Tasks, camera: CameraProfile, scan: bool) -> None:
+    def __init__(self, tasks: Tasks, camera: CameraProfile | Sequence[CameraProfile], scan: bool) -> None:
         self.tasks, self.scan = tasks, scan
-        self.view_tangent = camera.tan_half_hfov * 0.97
+        cameras = [camera] * len(tasks) if isinstance(camera, CameraProfile) else camera
+        self.view_tangent = np.array([camera.tan_half_hfov * 0.97 for camera in cameras])
         self.sight = tasks.obstacles.walls_only()
         houses = tasks.houses
         rows = np.arange(len(houses))
@@ -102,7 +110,7 @@ class Expert:
         to_x, to_z = self.object_x[rows] - state.x, self.object_z[rows] - state.z
         side = to_x * tables.RIGHT_X[state.heading] + to_z * tables.RIGHT_Z[state.heading]
         ahead = to_x * tables.FORWARD_X[state.heading] + to_z * tables.FORWARD_Z[state.heading]
-        in_view = (ahead > 0) & (abs(side) < self.view_tangent * ahead)
+        in_view = (ahead > 0) & (abs(side) < self.view_tangent[rows] * ahead)
         candidates = np.flatnonzero(in_view)
         if self.sight.num_walls and len(candidates):
             x, z = state.x[candidates], state.z[candidates]

@@ -82,9 +82,13 @@ def generate_houses(level: str, seeds: Sequence[int] | np.ndarray) -> HouseBatch
     return LEVELS[level](values)
 
 
-def random_pool(seeds: np.ndarray, attempt: int, size: int) -> Float[np.ndarray, "n {size}"]:
-    """Uniform numbers in [0, 1) per seed: multiples of 2^-53 cut from PCG64's raw stream."""
-    raw = np.stack([np.random.PCG64([int(seed), attempt]).random_raw(size) for seed in seeds])
+def random_pool(seeds: np.ndarray, stream: int, size: int) -> Float[np.ndarray, "n {size}"]:
+    """Uniform numbers in [0, 1) per (seed, stream): multiples of 2^-53 cut from PCG64's raw output.
+
+    Streams 0, 1, 2, ... are the attempts at a house; larger ones belong to noise, instructions and the like.
+    """
+    words = ((int(seed) & 0xFFFFFFFF, int(seed) >> 32, stream) for seed in seeds)
+    raw = np.stack([np.random.PCG64(word).random_raw(size) for word in words])
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
