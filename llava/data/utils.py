@@ -8,8 +8,11 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from transformers import BatchEncoding
 
 V = TypeVar("V")
 _SPACE = re.compile(r"\s*")
@@ -37,19 +40,22 @@ class SmallCache(Generic[V]):
 
 
 class CachingTokenizer:
-    """A tokenizer that keeps the ids of the texts it has met (arrows, end of turn, instructions) and its vocabulary.
+    """A tokenizer that keeps the ids of the texts it has met (arrows, questions, instructions) and its vocabulary.
 
-    For callers that pass one short text at a time; everything else goes to the tokenizer itself.
+    Texts come one at a time or as a list; the answer has `input_ids` only. All other uses go to the tokenizer itself.
     """
 
     def __init__(self, tokenizer: Any, keep: int = 50_000) -> None:
         self._tokenizer = tokenizer
-        self._encodings: SmallCache[Any] = SmallCache(keep)
+        self._ids: SmallCache[list[int]] = SmallCache(keep)
         self._vocabulary = tokenizer.get_vocab()
 
-    def __call__(self, text: str, **options: Any) -> Any:
-        key = (text, *sorted(options.items()))
-        return self._encodings.get(key, lambda: self._tokenizer(text, **options))
+    def __call__(self, text: str | list[str], *, add_special_tokens: bool = True) -> BatchEncoding:
+        def ids(one: str) -> list[int]:
+            make = partial(self._tokenizer, one, add_special_tokens=add_special_tokens)
+            return self._ids.get((one, add_special_tokens), lambda: make()["input_ids"])
+
+        return BatchEncoding({"input_ids": ids(text) if isinstance(text, str) else [ids(one) for one in text]})
 
     def get_vocab(self) -> dict[str, int]:
         return self._vocabulary

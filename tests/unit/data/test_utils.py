@@ -85,7 +85,10 @@ def test_a_small_cache_forgets_the_least_recently_used():
 def test_a_caching_tokenizer_answers_like_the_tokenizer(tokenizer):
     cached = CachingTokenizer(tokenizer)
     for _ in range(2):
-        assert cached("↑↑", add_special_tokens=False).input_ids == tokenizer("↑↑", add_special_tokens=False).input_ids
-        assert cached("↑↑").input_ids == tokenizer("↑↑").input_ids
+        for texts in ("↑↑", ["↑↑", "Go to the ball."]):
+            assert cached(texts).input_ids == tokenizer(texts).input_ids
+            for add in (True, False):
+                ours = cached(texts, add_special_tokens=add)
+                assert ours["input_ids"] == tokenizer(texts, add_special_tokens=add)["input_ids"]
     assert cached.bos_token_id == tokenizer.bos_token_id
     assert cached.get_vocab() == tokenizer.get_vocab()
