@@ -242,7 +242,7 @@ class _Writer:
         pool: ThreadPoolExecutor,
     ) -> None:
         first = len(self.episodes) - len(walks)
-        asked = random_pool(walks.houses.seeds, GROUNDING_STREAM, 16 + 16 * self.options.grounding_frames)
+        asked = random_pool(walks.houses.seeds, GROUNDING_STREAM, 16 * max(1, self.options.grounding_frames))
         for part in self._parts(walks):
             rgb, tables = self._render(walks, part, cameras)
             saved = []
@@ -329,10 +329,10 @@ class _Writer:
     ) -> Iterator[dict[str, Any]]:
         """Where is each object, and one that is not there, in some pictures of the episode?"""
         names = walks.houses.object_names(e)
-        decisions, wanted = len(table.column), self.options.grounding_frames
-        chosen = np.argsort(random_order(uniform[0], decisions), kind="stable")[:wanted]
-        for number, d in enumerate(sorted(chosen.tolist())):
-            draw = uniform[16 + 16 * number : 32 + 16 * number]
+        decisions, wanted = len(table.column), min(len(table.column), self.options.grounding_frames)
+        for number in range(wanted):  # one decision from each of `wanted` equal parts of the episode
+            draw = uniform[16 * number : 16 * number + 16]
+            d = int((number + draw[13]) * decisions / wanted)
             order = np.argsort(draw[: len(names)], kind="stable")
             asked = [(names[k], int(table.column[d, k]), int(table.distance_m[d, k])) for k in order]
             asked.insert(int(draw[14] * (len(asked) + 1)), (_absent(names, draw[15]), 0, 0))
@@ -352,12 +352,6 @@ class _Writer:
         if self.pictures:
             write_json(self.root / self.options.split / "motions.json.gz", self.motions)
             write_json(self.path("episode_grounding.json.gz"), self.objects)
-
-
-def random_order(uniform: float, count: int) -> np.ndarray:
-    """`count` distinct keys from one number: a multiplicative walk on integers, so no second generator is needed."""
-    start = int(uniform * 2**32) | 1
-    return (start * (2 * np.arange(count, dtype=np.uint64) + np.uint64(1)) * np.uint64(2654435761)) % np.uint64(1 << 32)
 
 
 def _absent(names: tuple[str, ...], uniform: float) -> str:
