@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = ("extract_media", "extract_video_frames", "opencv_extract_frames")
-__all__ = ["extract_media", "extract_video_frames", "opencv_extract_frames"]  # noqa: F822 - made by __getattr__
 
 
 def __getattr__(name: str) -> Any:
