@@ -9,7 +9,7 @@ until a `PackedLayout` arrives; with one, every segment is attended by itself, s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -132,18 +132,23 @@ def build_layout(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"]
 
 
 def _attend_by_segment(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, **kw: Any) -> Tensor:
-    """[B, H, S, D] each, one call per segment; padding yields zeros. Returns [B, S, H, D]."""
-    rows: list[list[Tensor]] = [[] for _ in range(layout.num_rows)]
-    for segment in layout.segments:
-        part = (slice(segment.row, segment.row + 1), slice(None), slice(segment.start, segment.stop))
-        if segment.is_padding:
-            rows[segment.row].append(torch.zeros_like(query[part]))
-            continue
-        q, k, v = query[part], key[part], value[part]
-        rule: dict[str, Any] = {"is_causal": True} if segment.mask is None else {"attn_mask": segment.mask}
-        gqa = query.shape[1] != key.shape[1]
-        rows[segment.row].append(F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa, **rule, **kw))
-    return torch.cat([torch.cat(row, dim=2) for row in rows]).transpose(1, 2).contiguous()
+    """[B, H, S, D] each, one call per segment; padding yields zeros. Returns [B, S, H, D].
+
+    The parts are made by `split`, whose backward is one concatenation; a slice each would fill a full-size gradient each.
+    """
+    gqa = query.shape[1] != key.shape[1]
+    rows = []
+    for row, segments in groupby(layout.segments, key=lambda segment: segment.row):
+        members = list(segments)
+        lengths = [segment.stop - segment.start for segment in members]
+        q_parts, k_parts, v_parts = (t[row : row + 1].split(lengths, dim=2) for t in (query, key, value))
+        parts = []
+        for segment, q, k, v in zip(members, q_parts, k_parts, v_parts, strict=True):
+            rule: dict[str, Any] = {"is_causal": True} if segment.mask is None else {"attn_mask": segment.mask}
+            attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa, **rule, **kw)
+            parts.append(torch.zeros_like(attended) if segment.is_padding else attended)
+        rows.append(torch.cat(parts, dim=2))
+    return torch.cat(rows).transpose(1, 2).contiguous()
 
 
 def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None) -> Tensor:
