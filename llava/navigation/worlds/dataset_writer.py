@@ -5,7 +5,7 @@
 <root>/train/motions.json.gz       {episode: [action between frame i and i + 1]}
 <root>/camera.json                 the nominal camera; cameras.json.gz {episode: camera} where it varies
 <root>/grounding.json              questions about objects, on single frames
-<root>/episode_grounding.json.gz   {episode: [per decision {object: [column, metres] | null}]}
+<root>/episode_grounding.json.gz   {episode: [per decision {object or "goal": [column, metres] | null}]}
 <root>/<split>.json.gz, <split>_gt.json.gz, world_<split>.json (settings and counts, written last)
 """
 
@@ -315,14 +315,13 @@ class _Writer:
         return OVERSAMPLING["wide turn"] if kind in (ActionKind.LEFT, ActionKind.RIGHT) and steps > 1 else 1
 
     def _locate(self, walks: Demonstrations, e: int, table: ObjectTable) -> list[dict[str, Any]]:
-        names = walks.houses.object_names(e)
-        return [
-            {
-                name: [int(column), int(metres)] if column else None
-                for name, column, metres in zip(names, *row, strict=True)
-            }
+        """Per decision where every object is; the one that the instruction means stands under "goal" too."""
+        names, goal = walks.houses.object_names(e), int(walks.houses.goal_object[e])
+        located = [
+            [[int(column), int(metres)] if column else None for column, metres in zip(*row, strict=True)]
             for row in zip(table.column, table.distance_m, strict=True)
         ]
+        return [{**dict(zip(names, places, strict=True)), "goal": places[goal]} for places in located]
 
     def _ask(
         self, walks: Demonstrations, e: int, name: str, table: ObjectTable, uniform: np.ndarray
