@@ -45,6 +45,7 @@ class DataOptions:
         max_decisions: whole episodes only: longer ones are cut into windows that keep the instruction.
         grounding_questions: whole episodes only: mean number of asides per decision that ask where an object is.
         learn_decisions: whole episodes only: False leaves out the task and the answers, so that the questions remain.
+        keep_pictures_mb: whole episodes only: decoded pictures that each process keeps for the next epoch.
         on_error: "skip" takes the next good sample, counts and logs; "raise" stops at the first broken one.
         max_retries: how many samples in a row may be skipped before the run stops.
         seed: of every random choice; a sample depends on (seed, data set, index) and on nothing else.
@@ -58,6 +59,7 @@ class DataOptions:
     max_decisions: int | None = None
     grounding_questions: float = 0.0
     learn_decisions: bool = True
+    keep_pictures_mb: int = 0
     on_error: Literal["raise", "skip"] = "skip"
     max_retries: int = 8
     seed: int = 0
@@ -294,12 +296,28 @@ def pictures_from_arrays(pixels: Sequence[Any], spec: VisualSpec) -> UInt8[Tenso
 
 
 class Pictures:
-    """Files and frames of one folder as uint8 pictures of the tower's size."""
+    """Files and frames of one folder as uint8 pictures of the tower's size.
 
-    def __init__(self, root: Path, spec: VisualSpec) -> None:
+    Up to `keep_bytes` of what was read is kept and nothing of it is dropped again: when every sample is read once per
+    epoch, that share of the reads is saved, while dropping the oldest would save next to none.
+    """
+
+    def __init__(self, root: Path, spec: VisualSpec, keep_bytes: int = 0) -> None:
         self.store = FrameStore(root)
         self.spec = spec
+        self.room = keep_bytes
+        self._kept: dict[tuple[str | None, ...], Tensor] = {}
 
     def read(self, paths: Sequence[str | None]) -> UInt8[Tensor, "n 3 size size"]:
-        """One picture per path, relative to the folder; None is a black one (before the first frame of a history)."""
-        return pictures_from_arrays([None if path is None else self.store.read(path) for path in paths], self.spec)
+        """One picture per path, relative to the folder; None is a black one (before the first frame of a history).
+
+        The tensor may be shared with other callers: do not write to it.
+        """
+        key = tuple(paths)
+        if key in self._kept:
+            return self._kept[key]
+        pictures = pictures_from_arrays([None if path is None else self.store.read(path) for path in paths], self.spec)
+        if pictures.nbytes <= self.room:
+            self.room -= pictures.nbytes
+            self._kept[key] = pictures
+        return pictures

@@ -16,12 +16,10 @@ from llava.data.dataset_impl.grounding import TOKENS_PER_QUESTION, Grounding
 from llava.data.dataset_impl.vlnce import check_decision, episode_of
 from llava.data.preprocess import encode_pieces
 from llava.data.utils import BrokenSampleError, read_records
-from llava.navigation.actions import STOP, SentenceFormat
+from llava.navigation.actions import STOP, Action, ActionKind, SentenceFormat
 from llava.navigation.prompt import Step, StreamingFormat
 
 SENTENCES = SentenceFormat()
-TOKENS_PER_ANSWER = 2
-"""For length estimates only."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class StreamingDataset(Dataset):
         episodes = join_episodes(read_records(existing(data_path, key="data_path", dataset=name)))
         self.num_episodes = len(episodes)
         self.records = [window for episode in episodes for window in cut_windows(episode, options.max_decisions)]
-        self.pictures = Pictures(Path(media_dir), context.spec)
+        self.pictures = Pictures(Path(media_dir), context.spec, keep_bytes=options.keep_pictures_mb * 2**20)
         self.prompt_format = StreamingFormat(
             instruction=options.instruction, answers_visible=options.answers_visible, end_of_turn=options.end_of_turn
         )
@@ -146,8 +144,16 @@ class StreamingDataset(Dataset):
         return len(self.records[index].decisions)
 
     def estimate_length(self, index: int) -> int:
-        asides = self.context.options.grounding_questions * TOKENS_PER_QUESTION
-        return super().estimate_length(index) + round(self.num_pictures(index) * (TOKENS_PER_ANSWER + asides))
+        per_decision = self.context.options.grounding_questions * TOKENS_PER_QUESTION
+        if self.context.options.learn_decisions:
+            per_decision += self.tokens_per_answer
+        return super().estimate_length(index) + round(self.num_pictures(index) * per_decision)
+
+    @cached_property
+    def tokens_per_answer(self) -> float:
+        moves = [Action(kind, steps) for kind in ActionKind if kind != ActionKind.STOP for steps in (1, 2, 3)]
+        answers = [self.prompt_format.answer_text(action) for action in (STOP, *moves)]
+        return sum(map(len, self.context.word_tokenizer(answers, add_special_tokens=False)["input_ids"])) / len(answers)
 
     @cached_property
     def overhead(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,36 @@ class VideoDataset(Dataset):
         return pictures_from_arrays([None if i == BLACK_FRAME else next(frames) for i in chosen], self.context.spec)
 
     def num_characters(self, index: int) -> int:
-        return text_size(self.records[index])
+        return len(self.sample_text(index))
+
+    def sample_text(self, index: int) -> str:
+        return own_text(self.records[index])
+
+    @cached_property
+    def overhead(self) -> int:
+        return self._tokens_of_exchanges(1)
+
+    @cached_property
+    def tokens_per_exchange(self) -> int:
+        """What the template adds for every further question and answer."""
+        return self._tokens_of_exchanges(2) - self._tokens_of_exchanges(1)
+
+    def _tokens_of_exchanges(self, count: int) -> int:
+        return len(self._encode(_exchange("", "") * count)["input_ids"])
+
+    def estimate_length(self, index: int) -> int:
+        turns = self.records[index].get("conversations")
+        further = max(len(turns) // 2 - 1, 0) if isinstance(turns, list) else 0
+        return super().estimate_length(index) + further * self.tokens_per_exchange
 
     def num_pictures(self, index: int) -> int:
         return self.context.options.num_video_frames
 
 
-def text_size(record: Mapping[str, Any]) -> int:
-    """Characters that will be tokenised, roughly: of all turns, or of question and answer."""
+def own_text(record: Mapping[str, Any]) -> str:
+    """What will be tokenised, roughly: all turns, or question and answer; placeholders count as pictures."""
     if isinstance(turns := record.get("conversations"), list):
-        return sum(len(str(turn.get("value"))) for turn in turns if isinstance(turn, dict))
-    return sum(len(str(record.get(key, ""))) for key in ("q", "a", "instruction"))
+        texts = [str(turn.get("value")) for turn in turns if isinstance(turn, dict)]
+    else:
+        texts = [str(record.get(key, "")) for key in ("q", "a", "instruction")]
+    return without_placeholders("".join(texts))

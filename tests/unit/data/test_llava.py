@@ -89,3 +89,10 @@ def test_pictures_without_a_media_folder_are_an_error_and_text_needs_none(make_d
     with pytest.raises(BrokenSampleError, match="no media_dir"):
         data[0]
     assert "images" not in data[1]
+
+
+def test_length_estimates_are_near_the_truth(make_data):
+    turns = [*said("<image>\nWhere is the red ball?"), *said("Where is the blue box?"), *said("Stop?", "No.")]
+    data = make_data({"image": "a.png", "conversations": turns}, {"conversations": said("Go to the red ball.")})
+    true = [len(data[i]["input_ids"]) for i in range(2)]
+    assert all(abs(a - b) <= 0.1 * b for a, b in zip(data.lengths, true, strict=True))

@@ -127,6 +127,17 @@ def test_frames_may_lie_in_one_filmstrip_per_episode(tmp_path, make_context):
         dataset(tmp_path, make_context())[0]
 
 
+def test_pictures_are_kept_up_to_the_memory_allowed(navigation_folder, make_context, monkeypatch):
+    data = dataset(navigation_folder, make_context(keep_pictures_mb=1))
+    data.pictures.room = 3 * 3 * SIZE * SIZE  # one of the two episodes
+    first = [data[i]["images"] for i in range(2)]
+    reads = []
+    read = data.pictures.store.read
+    monkeypatch.setattr(data.pictures.store, "read", lambda name: reads.append(name) or read(name))
+    assert all(torch.equal(data[i]["images"], first[i]) for i in range(2))
+    assert {name[0] for name in reads} == {"8"}
+
+
 def test_a_packed_batch_of_episodes_holds_every_token_and_picture(navigation_folder, make_context):
     data = dataset(navigation_folder, make_context(max_decisions=2))
     samples = [data[i] for i in range(4)]
