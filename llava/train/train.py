@@ -52,6 +52,7 @@ def train(
         defaults: an entry point's own defaults, weaker than any flag.
         extra_callbacks: called after those of the command line.
     """
+    setup_logging("INFO")
     args = parse_args(sys.argv[1:] if argv is None else argv, defaults=defaults)
     _set_up_process(args)
     output_dir = Path(args.training.output_dir or ".")
@@ -127,7 +128,6 @@ def _callbacks(args: RunArguments, output_dir: Path, clock: TrainClock) -> list[
 def _set_up_process(args: RunArguments) -> None:
     training = args.training
     disable_progress_bar()  # one bar is enough: the trainer's
-    setup_logging("INFO")
     if training.deepspeed:
         import deepspeed
 
