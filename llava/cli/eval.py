@@ -128,10 +128,11 @@ def fingerprint(folder: Path) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin")):
-        if file.name in ("trainer_state.json", "metrics.json"):
-            continue
-        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode())
+    for file in sorted(p for p in folder.rglob("*") if p.name == "config.json" or p.suffix in (".safetensors", ".bin")):
+        inside = file.relative_to(folder)
+        if any(part.startswith("checkpoint-") for part in inside.parts):
+            continue  # a training's own, not this model
+        digest.update(f"{inside} {file.stat().st_size}".encode())
         with file.open("rb") as stream:
             digest.update(stream.read(1 << 20))
             stream.seek(max(0, file.stat().st_size - (1 << 20)))

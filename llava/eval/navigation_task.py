@@ -31,7 +31,8 @@ class NavigationOptions:
     Attributes:
         population: row of `POPULATIONS`; level, split, dataset and data say which episodes of it.
         episodes: how many at most; None = all.
-        first_seed: of the houses, where they are generated.
+        seed: offset of the houses' seeds within the split, where they are generated.
+        config: task configuration of the user's Habitat.
         batch_size: episodes that run side by side.
         radii: success radii in metres, the first one is the task's own.
     """
@@ -42,7 +43,8 @@ class NavigationOptions:
     split: str = "val_unseen"
     data: str | None = None
     episodes: int | None = None
-    first_seed: int = 1_000_000
+    seed: int = 0
+    config: str | None = None
     max_steps: int = MAX_STEPS
     batch_size: int = 50
     radii: Sequence[float | int] = (3.0, 1.0)

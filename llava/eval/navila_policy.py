@@ -31,7 +31,8 @@ class NavilaPolicy:
     """Every decision asks anew.
 
     A frame is encoded when it is first shown and its features are kept until the episode ends; the fixed words are
-    embedded once per episode; all running episodes are answered in one left-padded batch.
+    embedded once per episode, and those before the first picture, which all episodes share, are read once for all; all
+    running episodes are answered in one left-padded batch.
     """
 
     name = "navila"
@@ -45,15 +46,17 @@ class NavilaPolicy:
         self.stop_ids = side.stop_ids()
         self._questions: dict[str, _Question] = {}
         self._black: Tensor | None = None
+        self._opening: Context | None = None
 
     def act(self, views: Sequence[EpisodeView]) -> list[Decision]:
         shown = [self.prompt.frame_indices(len(view.frames)) for view in views]
         self._encode_new(views, shown)
-        block, real = left_padded([self._row(view, indices) for view, indices in zip(views, shown, strict=True)])
-        context = Context.empty(len(views), block.device)
+        rows = [self._row(view, indices) for view, indices in zip(views, shown, strict=True)]
+        context = self._shared_opening(views[0], rows[0]).repeated(len(views))
+        block, real = left_padded([row[context.columns :] for row in rows])
         logits = context.feed(self.side.model, block, real)
+        lengths = context.lengths.tolist()
         answers = greedy_answers(self.side.model, context, logits, self.stop_ids, self.max_new_tokens)
-        lengths = real.sum(1).tolist()
         return [self._decision(ids, length) for ids, length in zip(answers, lengths, strict=True)]
 
     def finish(self, key: str) -> None:
@@ -64,7 +67,7 @@ class NavilaPolicy:
 
     @torch.no_grad()
     def sample(self, instruction: str, frames: Sequence[np.ndarray], **generation: Any) -> Decision:
-        """One decision through the model's own `generate`, with transformers' generation arguments (sampling, beams)."""
+        """One decision through the model's own `generate`, with transformers' arguments for sampling and beams."""
         view = EpisodeView(key="sample", instruction=instruction, frames=list(frames))
         indices = self.prompt.frame_indices(len(view.frames))
         self._encode_new([view], [indices])
@@ -90,6 +93,18 @@ class NavilaPolicy:
             is_picture = ids == self.side.image_token_id
             self._questions[view.key] = _Question(self.side.embed(ids), is_picture.to(self.side.device))
         return self._questions[view.key]
+
+    def _shared_opening(self, view: EpisodeView, row: Tensor) -> Context:
+        """Keys and values of the words before the first picture: the same ones in every question."""
+        if self._opening is None:
+            length = int(self._question(view).is_picture.int().argmax())
+            context = Context.empty(1, row.device)
+            if length:
+                context.feed(
+                    self.side.model, row[None, :length], torch.ones(1, length, dtype=torch.bool, device=row.device)
+                )
+            self._opening = context
+        return self._opening
 
     def _encode_new(self, views: Sequence[EpisodeView], shown: Sequence[Sequence[int]]) -> None:
         """One vision batch for the frames that are shown now and were never encoded."""

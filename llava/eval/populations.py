@@ -15,7 +15,7 @@ from llava.eval.lanes import EmbeddedLanes, WorldLanes
 from llava.eval.navigation_loop import Lanes
 from llava.eval.policies import Policy
 from llava.navigation.worlds.base import CameraProfile, Episode
-from llava.utils.registry import Registry
+from llava.utils.registry import Registry, suggest
 
 if TYPE_CHECKING:
     from llava.eval.navigation_task import NavigationOptions
@@ -70,12 +70,15 @@ def embedded_population(
         episodes = read_episodes(file)
         words = f"embedded/{options.level} {options.split} from {file}"
     else:
+        from llava.navigation.worlds.dataset_writer import SPLIT_SEEDS
         from llava.navigation.worlds.episodes import make_episodes
 
-        count = options.episodes or 200
+        if options.split not in SPLIT_SEEDS:
+            raise ValueError(f"unknown split '{options.split}'{suggest(options.split, list(SPLIT_SEEDS))}")
+        first, count = SPLIT_SEEDS[options.split] + options.seed, options.episodes or 200
         profile = CameraProfile.from_dict(camera) if camera else CameraProfile()
-        episodes = make_episodes(options.level, np.arange(options.first_seed, options.first_seed + count), profile)
-        words = f"embedded/{options.level}, houses {options.first_seed}..{options.first_seed + count - 1}"
+        episodes = make_episodes(options.level, np.arange(first, first + count), profile)
+        words = f"embedded/{options.level} {options.split}, houses {first}..{first + count - 1}"
     episodes = episodes[: options.episodes]
     used = episodes[0].camera or CameraProfile()
     return Population(
@@ -124,7 +127,7 @@ def habitat_population(
     def make_world() -> Any:
         from llava.navigation.worlds.habitat import HabitatWorld
 
-        return HabitatWorld()
+        return HabitatWorld(config_path=options.config)
 
     plans = {episode.episode_id: episode.actions for episode in episodes if episode.actions}
     known = len(plans) == len(episodes)

@@ -152,7 +152,7 @@ class StreamingPolicy:
         return decisions
 
     def _new_columns(self, group: _Group, row: int, picture: Tensor) -> Tensor:
-        """What this decision appends to a row: what the last action left (at first the instruction), then the picture."""
+        """What a decision appends to a row: what the last action left (at first the instruction), then the picture."""
         before = group.left_by_action[row] if group.context.columns else group.opening[row]
         group.kept[row].append((group.left_by_action[row], picture))
         return picture if before is None else torch.cat([before, picture.to(before.dtype)])

@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    task = NavigationOptions(episodes=options.episodes, first_seed=5_000_000)
+    task = NavigationOptions(episodes=options.episodes)
     population = POPULATIONS["embedded"](task, None, None)
     if options.checkpoint:
         models = {path: llava.load(path) for path in options.checkpoint}

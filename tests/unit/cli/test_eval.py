@@ -13,6 +13,8 @@ from llava.eval.results import read_results
 from llava.model.builder import build_model
 from llava.navigation.prompt import StreamingFormat
 from llava.navigation.worlds.base import CameraProfile
+from llava.navigation.worlds.episode_files import write_episodes
+from llava.navigation.worlds.episodes import make_episodes
 from llava.utils.tokenizer import train_tokenizer
 
 FAST = ["--episodes", "3", "--option", "max_steps=12", "--option", "batch_size=2"]
@@ -126,12 +128,8 @@ def test_another_camera_is_refused_until_allowed(checkpoint, tmp_path, capsys):
     config["camera_profile"]["height_m"] = 0.5
     (own / "config.json").write_text(json.dumps(config))
     data = tmp_path / "data"
-    data.mkdir()
-    from llava.navigation.worlds.episode_files import write_episodes
-
-    from llava.navigation.worlds.episodes import make_episodes
-
-    write_episodes(make_episodes("one_room", np.arange(3), CameraProfile(width=16, height=16)), data, "val_unseen")
+    episodes = make_episodes("one_room", np.arange(3), CameraProfile(width=16, height=16))
+    write_episodes(data / "val_unseen.json.gz", episodes)
     assert evaluate(own, "--data-root", str(data)) == 1
     assert "another camera (height_m 0.5 -> 1.25)" in capsys.readouterr().err
     assert evaluate(own, "--data-root", str(data), "--allow-camera-mismatch") == 0

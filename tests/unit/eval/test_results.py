@@ -11,7 +11,7 @@ from llava.eval.populations import POPULATIONS
 from llava.eval.results import ResultFile, episode_record, is_finished, read_results, summarise, value_at
 from llava.eval.tables import breakdown_table, navigation_table, summary_lines, text_of
 
-OPTIONS = NavigationOptions(episodes=6, max_steps=60, batch_size=4, first_seed=7_000)
+OPTIONS = NavigationOptions(episodes=6, max_steps=60, batch_size=4)
 
 
 @pytest.fixture(scope="module")
