@@ -3,7 +3,30 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava.model.builder import build_model, load_pretrained_model
+    from llava.model.configuration_llava import LlavaConfig, LlavaLlamaConfig, LlavaQwenConfig
+    from llava.model.language_model.base import LlavaCausalLM
+    from llava.model.language_model.llava_llama import LlavaLlamaModel
+    from llava.model.language_model.llava_qwen import LlavaQwenModel
+    from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+    from llava.model.outputs import LlavaOutput
+
+__all__ = [
+    "LlavaCausalLM",
+    "LlavaConfig",
+    "LlavaLlamaConfig",
+    "LlavaLlamaModel",
+    "LlavaMetaForCausalLM",
+    "LlavaMetaModel",
+    "LlavaOutput",
+    "LlavaQwenConfig",
+    "LlavaQwenModel",
+    "build_model",
+    "load_pretrained_model",
+]
 
 _HOME = {
     "LlavaConfig": "configuration_llava",
@@ -18,8 +41,6 @@ _HOME = {
     "build_model": "builder",
     "load_pretrained_model": "builder",
 }
-
-__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

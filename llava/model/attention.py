@@ -134,19 +134,22 @@ def build_layout(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"]
 def _attend_by_segment(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, **kw: Any) -> Tensor:
     """[B, H, S, D] each, one call per segment; padding yields zeros. Returns [B, S, H, D].
 
-    The parts are made by `split`, whose backward is one concatenation; a slice each would fill a full-size gradient each.
+    Parts are made by `split`, whose backward is one concatenation; a slice each would fill a full-size gradient each.
     """
     gqa = query.shape[1] != key.shape[1]
     rows = []
-    for row, segments in groupby(layout.segments, key=lambda segment: segment.row):
+    of_row = zip(*(t.split(1) for t in (query, key, value)), strict=True)
+    for (_, segments), qkv in zip(groupby(layout.segments, key=lambda segment: segment.row), of_row, strict=True):
         members = list(segments)
         lengths = [segment.stop - segment.start for segment in members]
-        q_parts, k_parts, v_parts = (t[row : row + 1].split(lengths, dim=2) for t in (query, key, value))
+        q_parts, k_parts, v_parts = (t.split(lengths, dim=2) for t in qkv)
         parts = []
         for segment, q, k, v in zip(members, q_parts, k_parts, v_parts, strict=True):
+            if segment.is_padding:
+                parts.append(torch.zeros_like(q))
+                continue
             rule: dict[str, Any] = {"is_causal": True} if segment.mask is None else {"attn_mask": segment.mask}
-            attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa, **rule, **kw)
-            parts.append(torch.zeros_like(attended) if segment.is_padding else attended)
+            parts.append(F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa, **rule, **kw))
         rows.append(torch.cat(parts, dim=2))
     return torch.cat(rows).transpose(1, 2).contiguous()
 

@@ -39,7 +39,7 @@ def encode_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> tuple[Tensor, Ten
         compat=TokenizationCompat.from_config(config.tokenization_compat),
         image_token_id=IMAGE_TOKEN_INDEX,
     )
-    device = model.get_input_embeddings().weight.device
+    device: Any = model.get_input_embeddings().weight.device
     return torch.tensor([ids], device=device), to_pixels(model, pictures, device)
 
 

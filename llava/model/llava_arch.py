@@ -174,7 +174,7 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
             logger.warning("a sequence of %d tokens is cut at tokenizer_model_max_length = %d", longest, limit)
         order = move_padding(mask, "right")[:, : min(longest, limit)]
         mask = mask.gather(1, order)
-        side = padding_side or getattr(self.llm.config, "tokenizer_padding_side", "right")
+        side: Any = padding_side or getattr(self.llm.config, "tokenizer_padding_side", "right")
         order = order.gather(1, move_padding(mask, side))
         mask = mask.gather(1, move_padding(mask, side))
         labels = labels.gather(1, order).masked_fill(~mask, IGNORE_INDEX)

@@ -11,9 +11,24 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from llava.constants import IGNORE_INDEX
+from llava.model.attention import predecessor_index
 
 ROWS_PER_CHUNK = 4096
 """Rows whose logits are alive at the same time in training; more are recomputed chunk by chunk in the backward pass."""
+
+
+def supervised_rows(
+    labels: Int[Tensor, "b s"], segments: Int[Tensor, "b s"] | None, branches: Int[Tensor, "b s"] | None
+) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+    """(flat indices of the rows that predict, their targets); the first token of a segment is never a target."""
+    if segments is None:
+        index = torch.arange(-1, labels.shape[1] - 1, device=labels.device).expand_as(labels)
+    else:
+        assert branches is not None
+        index = predecessor_index(segments, branches)
+    wanted = (labels != IGNORE_INDEX) & (index >= 0)
+    first_of_row = torch.arange(labels.shape[0], device=labels.device)[:, None] * labels.shape[1]
+    return (first_of_row + index)[wanted], labels[wanted]
 
 
 def soft_targets(time_targets: Int[Tensor, "n"], time_token_ids: Int[Tensor, "k"], std: float) -> Float[Tensor, "n k"]:

@@ -10,19 +10,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llava.constants import IGNORE_INDEX
 from llava.model.attention import (
     PADDING_SEGMENT,
     attention_arguments,
     position_ids_of,
-    predecessor_index,
+    resolve_implementation,
 )
 from llava.model.checkpoints import ReadOptions, read_checkpoint
 from llava.model.checkpoints.three_folder import write
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.language_model.builder import build_llm
 from llava.model.llava_arch import LlavaMetaForCausalLM
-from llava.model.loss import normalise, supervised_loss_sum
+from llava.model.loss import normalise, supervised_loss_sum, supervised_rows
 from llava.model.media_embedding import count_pictures, placeholders_are_expanded, unify_image_token
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
@@ -57,7 +56,7 @@ def build_parts(config: LlavaConfig, attn_implementation: str | None = None, dty
 class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
     """A vision tower, a projector and a causal language model behind one forward pass."""
 
-    config_class = LlavaConfig
+    config_class: ClassVar[type[LlavaConfig]] = LlavaConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     main_input_name = "input_ids"
     base_model_prefix = ""
     supports_gradient_checkpointing = True
@@ -116,7 +115,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
             raise ValueError(f"{pretrained_model_name_or_path} holds a {type(model).__name__}, expected {cls.__name__}")
         return model
 
-    def save_pretrained(
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         save_directory: Any,
         is_main_process: bool = True,
@@ -256,7 +255,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
             return {"attention_mask": attention_mask, "position_ids": position_ids}
         assert branches is not None
         positions = position_ids_of(segments, branches) if position_ids is None else position_ids
-        implementation = self.llm.config._attn_implementation
+        implementation = resolve_implementation(self.llm.config._attn_implementation)
         arguments = attention_arguments(implementation, embeds.dtype, segments, branches)
         return {"position_ids": positions, **arguments}
 
@@ -269,21 +268,18 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         num_items_in_batch: Any,
         logits_to_keep: int | Tensor,
     ) -> LlavaOutput:
-        head = self.llm.get_output_embeddings()
-        loss_sum = count = logits = None
-        if labels is not None:
-            rows, targets = supervised_rows(labels, segments, branches)
-            count = len(targets)
-            supervised = hidden.flatten(0, 1)[rows]
+        head: Any = self.llm.get_output_embeddings()
+        output = LlavaOutput()
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = head(hidden[:, kept])
+            output.logits = head(hidden[:, kept])
         if labels is not None:
+            rows, targets = supervised_rows(labels, segments, branches)
             time_tokens = list(self.config.time_token_ids or ()), self.config.soft_ce_std
-            loss_sum = supervised_loss_sum(supervised, targets, head, *time_tokens)
-            loss = normalise(loss_sum, count, num_items_in_batch)
-            return LlavaOutput(loss=loss, logits=logits, loss_terms={"main_loss": loss.detach()})
-        return LlavaOutput(logits=logits)
+            loss_sum = supervised_loss_sum(hidden.flatten(0, 1)[rows], targets, head, *time_tokens)
+            output.loss = normalise(loss_sum, len(targets), num_items_in_batch)
+            output.loss_terms = {"main_loss": output.loss.detach()}
+        return output
 
 
 def _settings(part: PreTrainedModel) -> dict[str, Any]:
@@ -311,17 +307,3 @@ def _read_options(kwargs: dict[str, Any]) -> ReadOptions:
     if unknown:
         raise ValueError(f"from_pretrained does not take '{unknown[0]}'{suggest(unknown[0], sorted(known))}")
     return ReadOptions(**{key: value for key, value in kwargs.items() if key in known and value is not None})
-
-
-def supervised_rows(
-    labels: Int[Tensor, "b s"], segments: Int[Tensor, "b s"] | None, branches: Int[Tensor, "b s"] | None
-) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
-    """(flat indices of the rows that predict, their targets); the first token of a segment is never a target."""
-    if segments is None:
-        index = torch.arange(-1, labels.shape[1] - 1, device=labels.device).expand_as(labels)
-    else:
-        assert branches is not None
-        index = predecessor_index(segments, branches)
-    wanted = (labels != IGNORE_INDEX) & (index >= 0)
-    first_of_row = torch.arange(labels.shape[0], device=labels.device)[:, None] * labels.shape[1]
-    return (first_of_row + index)[wanted], labels[wanted]

@@ -121,7 +121,7 @@ def build_layers(projector_type: str, mm_hidden_size: int, hidden_size: int, tok
     except KeyError as error:
         raise ValueError(f"{error.args[0]} (and mlp2x_gelu, mlp3x_gelu, ...)") from None
     if projector_type == "mlp_downsample":
-        layers[0] = DownSample(2, token_order)  # pyright: ignore[reportIndexIssue]
+        return nn.Sequential(DownSample(2, token_order), *list(layers.children())[1:])
     return layers
 
 
@@ -151,9 +151,10 @@ class MultimodalProjector(PreTrainedModel):
             if getattr(config, key, None) is None:
                 raise ValueError(f"the projector's config has no {key}; its file names the type, its caller the widths")
         kind: Any = config.mm_projector_type
-        widths: Any = (config.mm_hidden_size, config.hidden_size)
+        before: Any = config.mm_hidden_size
+        after: Any = config.hidden_size
         self.downsample_rate = downsample_rate(kind)
-        self.layers = build_layers(kind, *widths, config.token_order or "row")
+        self.layers = build_layers(kind, before, after, config.token_order or "row")
         self.post_init()
 
     def forward(self, x: Float[Tensor, "n p d"]) -> Float[Tensor, "n q h"]:

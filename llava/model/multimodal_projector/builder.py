@@ -7,6 +7,7 @@ from typing import Any
 
 from llava.model.checkpoints import ReadOptions
 from llava.model.checkpoints.keys import read_part
+from llava.model.configuration_llava import LlavaConfig
 from llava.model.multimodal_projector.base_projector import MultimodalProjector, MultimodalProjectorConfig
 
 
@@ -23,8 +24,7 @@ def build_mm_projector(
     if isinstance(part, str | Path) and (Path(part) / "config.json").is_file():
         options = ReadOptions(dtype=dtype or "auto")
         return read_mm_projector(part, mm_hidden_size, hidden_size, token_order=token_order, options=options)
-    settings = {"mm_projector_type": part} if isinstance(part, str) else part
-    settings = dict(settings if isinstance(settings, dict) else settings.to_dict())
+    settings = {"mm_projector_type": part} if isinstance(part, str) else LlavaConfig.part_as_dict(part) or {}
     if settings.get("mm_projector_type") is None:
         raise ValueError("mm_projector_cfg names no mm_projector_type, expected one such as 'mlp_downsample'")
     config = MultimodalProjectorConfig(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llava.model import LlavaConfig
+from llava.model.auto_classes import register_when_imported
 from llava.model.configuration_llava import LlavaLlamaConfig, LlavaQwenConfig
 from tests.numerics.models import tiny_config, tiny_model
 
@@ -82,34 +83,31 @@ import sys
 import llava
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-config = AutoConfig.from_pretrained(sys.argv[1])
-models = [AutoModel.from_pretrained(sys.argv[1]), AutoModelForCausalLM.from_pretrained(sys.argv[1]),
-          AutoModelForCausalLM.from_config(config)]
-print(type(config).__name__, *[type(model).__name__ for model in models])
+for folder in sys.argv[1:]:
+    config = AutoConfig.from_pretrained(folder)
+    models = [AutoModel.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder),
+              AutoModelForCausalLM.from_config(config)]
+    print(type(config).__name__, *[type(model).__name__ for model in models])
 """
 
 
-@pytest.mark.parametrize(("llm", "family"), [("llama", "Llama"), ("qwen3", "Qwen")])
-def test_auto_classes_know_our_models_after_importing_the_package(tmp_path: Path, llm: str, family: str):
-    tiny_model(llm).save_pretrained(tmp_path)
-    done = subprocess.run([sys.executable, "-c", AUTO, tmp_path], capture_output=True, text=True, check=False)
+def test_auto_classes_know_our_models_after_importing_the_package(tmp_path: Path):
+    folders = [tmp_path / llm for llm in ("llama", "qwen3")]
+    for folder in folders:
+        tiny_model(folder.name).save_pretrained(folder)
+    done = subprocess.run([sys.executable, "-c", AUTO, *folders], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [f"Llava{family}Config", *[f"Llava{family}Model"] * 3]
-
-
-LATE = """
-import sys
-from transformers import AutoConfig
-AutoConfig.for_model("llama")
-import llava
-print(type(AutoConfig.from_pretrained(sys.argv[1])).__name__)
-"""
+    lines = [[f"Llava{family}Config", *[f"Llava{family}Model"] * 3] for family in ("Llama", "Qwen")]
+    assert [line.split() for line in done.stdout.splitlines()] == lines
 
 
 def test_auto_config_knows_us_when_transformers_came_first(tmp_path: Path):
+    from transformers import AutoConfig
+
+    register_when_imported()  # the table is loaded: rows are added at once, and again without harm
+    register_when_imported()
     LlavaQwenConfig(**tiny_config("qwen2")).save_pretrained(tmp_path)
-    done = subprocess.run([sys.executable, "-c", LATE, tmp_path], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "LlavaQwenConfig", done.stderr
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), LlavaQwenConfig)
 
 
 def test_the_config_file_is_plain_json(tmp_path: Path):
