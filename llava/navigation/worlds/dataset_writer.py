@@ -31,7 +31,7 @@ from llava.navigation.worlds.episode_files import write_episodes, write_json
 from llava.navigation.worlds.episodes import episodes_of
 from llava.navigation.worlds.expert import plan_tasks
 from llava.navigation.worlds.grounding import ObjectTable, tabulate_objects
-from llava.navigation.worlds.house import generate_houses, pick_integers, random_pool
+from llava.navigation.worlds.house import generate_houses, random_pool
 from llava.navigation.worlds.tables import COLOUR_NAMES, SHAPE_NAMES
 from llava.utils.registry import suggest
 
@@ -66,11 +66,9 @@ class CameraRange:
     def draw(self, camera: CameraProfile, uniform: np.ndarray) -> CameraProfile:
         low, high = (round(value * 100) for value in self.height_m)
         return CameraProfile(
-            height_m=(low + int(pick_integers(uniform[0], high - low + 1))) / 100,
-            pitch_deg=float(
-                self.pitch_deg[0] + int(pick_integers(uniform[1], self.pitch_deg[1] - self.pitch_deg[0] + 1))
-            ),
-            hfov_deg=float(self.hfov_deg[0] + int(pick_integers(uniform[2], self.hfov_deg[1] - self.hfov_deg[0] + 1))),
+            height_m=(low + int(uniform[0] * (high - low + 1))) / 100,
+            pitch_deg=float(self.pitch_deg[0] + int(uniform[1] * (self.pitch_deg[1] - self.pitch_deg[0] + 1))),
+            hfov_deg=float(self.hfov_deg[0] + int(uniform[2] * (self.hfov_deg[1] - self.hfov_deg[0] + 1))),
             width=camera.width,
             height=camera.height,
         )

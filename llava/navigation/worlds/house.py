@@ -125,6 +125,6 @@ def first_true(valid: Bool[np.ndarray, "n c"]) -> tuple[Int[np.ndarray, " n"], B
     return valid.argmax(axis=1), valid.any(axis=1)
 
 
-def pick_integers(uniform: np.ndarray, count: int) -> Int[np.ndarray, "..."]:
+def pick_integers(uniform: Float[np.ndarray, "*shape"], count: int | np.ndarray) -> Int[np.ndarray, "*shape"]:
     """Integers 0..count-1 from uniform numbers in [0, 1)."""
     return (uniform * count).astype(np.int64)

@@ -13,7 +13,7 @@ from math import sqrt
 import numpy as np
 
 from llava.navigation.worlds.expert import Tasks
-from llava.navigation.worlds.house import HouseBatch, pick_integers, random_pool
+from llava.navigation.worlds.house import HouseBatch, random_pool
 from llava.navigation.worlds.tables import FORWARD_X, FORWARD_Z
 
 INSTRUCTION_STREAM = 1 << 21  # second word of the generator's seed
@@ -40,7 +40,7 @@ def write_instructions(tasks: Tasks) -> list[str]:
 
 
 def _to_object(tasks: Tasks, i: int, choices: np.ndarray) -> str:
-    template = TO_OBJECT[int(pick_integers(choices[0], len(TO_OBJECT)))]
+    template = TO_OBJECT[int(choices[0] * len(TO_OBJECT))]
     return template.format(goal=tasks.houses.object_name(i, int(tasks.houses.goal_object[i])))
 
 
@@ -61,12 +61,12 @@ def _along_route(tasks: Tasks, i: int, choices: np.ndarray) -> str:
             side = "ahead"
         passing = f"walk past the {houses.object_name(i, leg.passed)} and " if leg.passed is not None else ""
         if leg.door is not None:
-            verb = THROUGH[0] if passing else THROUGH[int(pick_integers(choices[1], len(THROUGH)))]
+            verb = THROUGH[0] if passing else THROUGH[int(choices[1] * len(THROUGH))]
             where = "ahead" if side == "ahead" else "behind you" if side == "behind" else f"on your {side}"
             sentences.append(f"{passing}{verb} the doorway {where}.")
             entry, facing = leg.door, leg.direction
         else:
-            verb = ARRIVE[int(pick_integers(choices[2], len(ARRIVE)))]
+            verb = ARRIVE[int(choices[2] * len(ARRIVE))]
             where = "" if side in ("ahead", "behind") else f" on your {side}"
             sentences.append(f"{passing}{verb} the {houses.object_name(i, goal)}{where}.")
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)

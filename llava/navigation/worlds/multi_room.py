@@ -165,7 +165,7 @@ def _open_doors(houses: HouseBatch, i: int, borders: list[Border], draws: np.nda
     weight, extra, position = draws
     group = list(range(MAX_ROOMS))
     doors = []
-    for b in np.argsort(weight[: len(borders)], kind="stable"):
+    for b in np.argsort(weight[: len(borders)], kind="stable").tolist():
         border = borders[b]
         one, other = (group[room] for room in border.rooms)
         if one == other and extra[b] >= EXTRA_DOOR_SHARE:

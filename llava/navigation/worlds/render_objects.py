@@ -73,8 +73,9 @@ def draw_objects(
     for shape, intersect in INTERSECTIONS.items():
         some = views.take(np.flatnonzero(views.shape == shape))
         if len(some.view):
-            some, box = _pixel_rectangles(some, rays)
-            hits.append(_hit_pixels(some, _expand(some, box, rays), pose, intersect))
+            some, box, nearest = _pixel_rectangles(some, rays)
+            pixels = _expand(some, box, rays, nearest, depth.reshape(-1) if houses.wall_boxes.shape[1] else None)
+            hits.append(_hit_pixels(some, pixels, pose, intersect))
     if not hits:
         return
     flat, distance, row, identity = (np.concatenate(parts) for parts in zip(*hits, strict=True))
@@ -167,22 +168,25 @@ def _in_view(
     return view, slot, side[view, slot].astype(np.float32), ahead[view, slot].astype(np.float32)
 
 
-def _pixel_rectangles(views: Views, rays: Rays) -> tuple[Views, np.ndarray]:
-    """Rectangle [V, 4] (column0, column1, row0, row1; ends excluded) around the projection of each bounding box."""
+def _pixel_rectangles(views: Views, rays: Rays) -> tuple[Views, np.ndarray, np.ndarray]:
+    """Pairs that cover any pixel; rectangle [V, 4] (column0, column1, row0, row1; ends excluded) around the projection of
+    each bounding box; depth of the box's nearest corner.
+    """
     camera = rays.camera
     cornerwise = np.where((views.shape == BOX) | (views.shape == LINTEL), np.float32(1.4143), np.float32(1))
     half = views.radius * cornerwise
     top = views.bottom + views.height
     cos, sin = (np.float32(value) for value in camera.pitch_cos_sin)
     near, far = views.ahead - half, views.ahead + half
-    columns, rows, close = [], [], np.zeros(len(half), dtype=bool)
+    columns, rows, depths = [], [], []
     for ahead in (near, far):
         for up in (views.bottom, top):
             axial = ahead * cos + up * sin
-            close |= axial < np.float32(0.05)
+            depths.append(axial)
             axial = np.maximum(axial, np.float32(0.05))
             rows.append((up * cos - ahead * sin) / axial)
             columns += [(views.side - half) / axial, (views.side + half) / axial]
+    nearest = _least(depths)
     pixel = np.float32(2 * camera.tan_half_hfov / camera.width)
     middle = np.float32(camera.width / 2), np.float32(camera.height / 2)
     box = np.stack(
@@ -197,9 +201,9 @@ def _pixel_rectangles(views: Views, rays: Rays) -> tuple[Views, np.ndarray]:
     whole = np.array([0, camera.width, 0, camera.height])
     limits = np.array([camera.width, camera.width, camera.height, camera.height])
     box = np.clip(box, -1e6, 1e6).astype(np.int64)
-    box = np.clip(np.where(close[:, None], whole, box), 0, limits)
+    box = np.clip(np.where(nearest[:, None] < np.float32(0.05), whole, box), 0, limits)
     filled = np.flatnonzero((box[:, 1] > box[:, 0]) & (box[:, 3] > box[:, 2]))
-    return views.take(filled), box[filled]
+    return views.take(filled), box[filled], nearest[filled]
 
 
 def _least(arrays: list[np.ndarray]) -> np.ndarray:
@@ -213,21 +217,29 @@ def _most(arrays: list[np.ndarray]) -> np.ndarray:
     return -_least([-values for values in arrays])
 
 
-def _expand(views: Views, box: np.ndarray, rays: Rays) -> Candidates:
-    """All pixels of all rectangles: first repeat the pairs over rows, then the rows over columns."""
+def _expand(views: Views, box: np.ndarray, rays: Rays, nearest: np.ndarray, depth: np.ndarray | None) -> Candidates:
+    """All pixels of all rectangles: first repeat the pairs over rows, then the rows over columns.
+
+    Args:
+        depth: of the background; pixels where it is nearer than the whole object are left out. None = nothing hides objects.
+    """
     heights, widths = box[:, 3] - box[:, 2], box[:, 1] - box[:, 0]
     line_pair = np.repeat(np.arange(len(box)), heights)
     line_row = _ranges(box[:, 2], heights)
-    pixel_line = np.repeat(np.arange(len(line_pair)), widths[line_pair])
+    line = np.repeat(np.arange(len(line_pair)), widths[line_pair])
     column = _ranges(box[line_pair, 0], widths[line_pair])
     camera = rays.camera
     line_start = (views.view[line_pair] * camera.height + line_row) * camera.width
+    flat = line_start[line] + column
+    if depth is not None:
+        open_sight = np.flatnonzero(depth[flat] > nearest[line_pair][line])
+        line, column, flat = line[open_sight], column[open_sight], flat[open_sight]
     return Candidates(
-        pair=line_pair[pixel_line],
-        flat=line_start[pixel_line] + column,
+        pair=line_pair[line],
+        flat=flat,
         u=rays.side[column],
-        f=rays.ahead[line_row][pixel_line],
-        g=rays.up[line_row][pixel_line],
+        f=rays.ahead[line_row][line],
+        g=rays.up[line_row][line],
     )
 
 

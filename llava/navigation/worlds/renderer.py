@@ -54,8 +54,8 @@ def camera_rays(camera: CameraProfile) -> Rays:
     side = (2 * np.arange(width) + 1 - width) * pixel
     v = (height - 1 - 2 * np.arange(height)) * pixel
     ahead, up = cos - v * sin, sin + v * cos
-    flat = np.where(abs(up) < 1e-9, 1e-9, up)
-    plane = np.where(up < 0, -camera.height_m, CEILING_M - camera.height_m) / flat
+    steep = np.where(up < 0, np.minimum(up, -1e-6), np.maximum(up, 1e-6))  # a horizontal ray meets them very far away
+    plane = np.where(up < 0, -camera.height_m, CEILING_M - camera.height_m) / steep
     single = (array.astype(np.float32) for array in (side, ahead, up, plane))
     return Rays(camera, *single, first_floor_row=int((up >= 0).sum()))
 
