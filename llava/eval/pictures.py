@@ -49,7 +49,7 @@ def choose_examples(records: Mapping[str, Mapping[str, Any]], count: int) -> lis
     return [*_spread(good, num_good), *_spread(bad, count - num_good)]
 
 
-def _spread(items: Sequence[str], count: int) -> list[str]:
+def _spread(items: list[str], count: int) -> list[str]:
     places = np.linspace(0, len(items) - 1, min(max(count, 0), len(items))).astype(int)
     return [items[i] for i in dict.fromkeys(places.tolist())]
 
@@ -68,25 +68,27 @@ def replay(
 
 
 def draw_episode(population: Population, episode: Episode, record: Mapping[str, Any]) -> Image.Image:
-    """Instruction and outcome above, the map (where the house is known) at the left, frames in two rows at the right."""
+    """Instruction and outcome above, the map (where the house is known) at the left, frames in two rows."""
     actions = [int(action) for action in record["actions"]]
     frames, positions, simulator = replay(population, episode, actions)
     names = [ActionKind(action).name.lower() for action in actions] + ["end"]
     captions = [f"{i} {name}" for i, name in enumerate(names)]
     strip = film_strip(frames, shown=NUM_FRAMES, side=FRAME_SIDE, captions=captions)
     half = NUM_FRAMES // 2 * (FRAME_SIDE + 4)
-    rows = [strip.crop((left, 0, min(left + half, strip.width), FRAME_SIDE)) for left in range(0, strip.width, half)]
-    left = 0
-    if isinstance(simulator, EmbeddedLane):
-        chart = draw_map(
-            simulator.batch.houses, 0, walked=positions, reference=episode.locations, goals=episode.goals, side=MAP_SIDE
-        )
-        left = chart.width + 8
-    sheet = Image.new("RGB", (left + half, HEAD + max(MAP_SIDE, 2 * FRAME_SIDE + 4)), PAPER)
-    if isinstance(simulator, EmbeddedLane):
-        sheet.paste(chart, (0, HEAD))
-    for number, row in enumerate(rows):
-        sheet.paste(row, (left, HEAD + number * (FRAME_SIDE + 4)))
+    chart = _chart(simulator, episode, positions)
+    sheet = Image.new("RGB", (chart.width + 8 + half, HEAD + max(MAP_SIDE, 2 * FRAME_SIDE + 4)), PAPER)
+    sheet.paste(chart, (0, HEAD))
+    for number, left in enumerate(range(0, strip.width, half)):
+        row = strip.crop((left, 0, min(left + half, strip.width), FRAME_SIDE))
+        sheet.paste(row, (chart.width + 8, HEAD + number * (FRAME_SIDE + 4)))
     outcome = f"{outcome_of(record)}, {record['distance_to_goal']:.2f} m from the goal, {len(actions)} actions"
     ImageDraw.Draw(sheet).text((4, 3), f"{episode.instruction}\n{outcome}", fill=INK)
     return sheet
+
+
+def _chart(simulator: Any, episode: Episode, positions: np.ndarray) -> Image.Image:
+    """The map, or nothing (a strip of paper) where the simulator tells no walls."""
+    if not isinstance(simulator, EmbeddedLane):
+        return Image.new("RGB", (1, MAP_SIDE), PAPER)
+    houses, reference = simulator.batch.houses, episode.locations
+    return draw_map(houses, 0, walked=positions, reference=reference, goals=episode.goals, side=MAP_SIDE)

@@ -52,11 +52,11 @@ def read_history(image_file: str | None, video_file: str | None, sep: str = ",")
     from llava.mm_utils import load_image
     from llava.video.decode import read_frames, video_info
 
-    if (image_file is None) == (video_file is None):
-        raise ValueError(f"got --image-file {image_file} and --video-file {video_file}, expected exactly one of them")
-    if image_file is not None:
+    if image_file is not None and video_file is None:
         return [np.asarray(load_image(name.strip())) for name in image_file.split(sep)]
-    return read_frames(video_file, range(video_info(video_file).num_frames))
+    if image_file is None and video_file is not None:
+        return read_frames(video_file, range(video_info(video_file).num_frames))
+    raise ValueError(f"got --image-file {image_file} and --video-file {video_file}, expected exactly one of them")
 
 
 def decide_once(policy: Policy, instruction: str, frames: Sequence[np.ndarray]) -> Decision:
@@ -65,10 +65,11 @@ def decide_once(policy: Policy, instruction: str, frames: Sequence[np.ndarray]) 
     if policy.needs_every_frame:
         view.frames += frames
         return policy.act([view])[0]
-    for frame in frames:
+    for frame in frames[:-1]:
         view.frames.append(frame)
-        decision = policy.act([view])[0]
-    return decision
+        policy.act([view])
+    view.frames.append(frames[-1])
+    return policy.act([view])[0]
 
 
 def describe_action(action: Action, *, forward_cm: int = 25, turn_degrees: int = 15) -> str:

@@ -5,7 +5,7 @@ How ours differs: all running episodes decide in one left-padded batch; pictures
     `streaming` keeps keys and values from decision to decision.
 Goal: at least 3 times as fast as one episode at a time, with equal actions.
 
-    python playground/benchmarks/eval_throughput.py [--episodes 32] [--max-steps 60] [--checkpoint DIR ...] [--threads 1]
+    python playground/benchmarks/eval_throughput.py [--episodes 32] [--max-steps 60] [--checkpoint DIR] [--threads 1]
 
 Without a checkpoint the demo's model with random weights walks; its sentences are cut at 10 tokens, the length of a
 trained one. Writes playground/benchmarks/results/eval_throughput_cpu.json.
