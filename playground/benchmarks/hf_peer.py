@@ -51,10 +51,10 @@ def peer_of(ours: Any) -> nn.Module:
         PeerConfig(
             text_config=LlamaConfig(**_settings(ours.llm.config)),
             vision_config=CLIPVisionConfig(**_settings(ours.vision_tower.config)),
-            image_token_id=ours.config.image_token_id,
             vision_feature_layer=-2,
             vision_feature_select_strategy="default",
             projector_hidden_act="gelu",
+            **{"image_token_id": ours.config.image_token_id},
         )
     )
     inner: Any = model.model

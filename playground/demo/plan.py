@@ -90,10 +90,10 @@ def _seconds_or_default(level: Level, form: Format) -> float:
 def _data(layout: Layout, level: Level, threads: int) -> Phase:
     profile, folder, name = layout.profile, layout.data(level), layout.phase("data", level)
     camera = ("--width", str(profile.image_size), "--height", str(profile.image_size))
-    common = ("--level", level.name, "--out", str(folder), *camera)
+    common = ("--level", level.name, "--out", str(folder), *camera, "--threads", str(threads))
     train = ("vila-world", "write", *common, "--split", "train", "--houses", str(level.houses))
-    train += ("--seed", str(profile.seed * 10_000_000), "--noise", f"{level.noise:g}")
-    unseen = ("vila-world", "write", *common, "--split", "val_unseen", "--houses", str(level.episodes))
+    train += ("--seed", str(profile.seed * level.houses), "--noise", f"{level.noise:g}")
+    unseen = ("vila-world", "write", *common, "--split", "val_unseen", "--houses", str(level.episodes), "--noise", "0")
     return Phase(
         name=name,
         title=f"World and data, {level.title}",

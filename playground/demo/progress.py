@@ -11,7 +11,8 @@ from pathlib import Path
 from playground.demo.phases import Phase, Progress
 
 TAIL_BYTES = 4096
-COUNT = re.compile(r"(?<![\d./:-])(\d+)\s*/\s*(\d+)(?![\d./:-])")
+COUNT = re.compile(r"\b(\d+)/(\d+) episodes")
+"""What `vila-world` and `vila-eval` print while they work."""
 
 
 def tail(path: Path, size: int = TAIL_BYTES) -> str:
@@ -56,7 +57,7 @@ def training_progress(folder: Path) -> Callable[[], Progress | None]:
 
 
 def log_progress(log: Path) -> Callable[[], Progress | None]:
-    """Reads the last `done/total` that a command printed."""
+    """Reads the last `done/total episodes` that a command printed."""
 
     def read() -> Progress | None:
         lines = tail(log).replace("\r", "\n").splitlines()
@@ -65,7 +66,7 @@ def log_progress(log: Path) -> Callable[[], Progress | None]:
             if counts:
                 done, total = map(int, counts[-1])
                 if done <= total and total > 0:
-                    return Progress(share=done / total, note=f"{done}/{total}")
+                    return Progress(share=done / total, note=f"{done}/{total} episodes")
         return None
 
     return read

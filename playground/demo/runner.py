@@ -155,7 +155,10 @@ class Runner:
         command = phase.commands[index]
         self.display.say(f"  $ {command}", "dim")
         threads = min(phase.threads, self.cores)
-        process = processes.start(command, log=log, threads=threads, token=token, cwd=self.cwd)
+        try:
+            process = processes.start(command, log=log, threads=threads, token=token, cwd=self.cwd)
+        except OSError as error:
+            raise PhaseFailed(f"{phase.title}: `{command}` cannot be started ({error}); run `make install`") from error
         return Running(phase=phase, process=process, token=token, command=index, began=began, log=log)
 
     def _look_after_running(self) -> None:
@@ -216,7 +219,7 @@ class Runner:
         timing = {
             "phases": rows,
             "cores": self.cores,
-            "wall_seconds": round(self._wall_before + time.monotonic() - self._began, 1),
+            "wall_seconds": round(self._wall_seconds(), 1),
             "written": time.strftime("%Y-%m-%d %H:%M:%S"),
             "plan": self._plan,
         }
@@ -224,14 +227,17 @@ class Runner:
         (self.run_dir / "timing.json").write_text(json.dumps(timing, indent=1))
         return timing
 
+    def _wall_seconds(self) -> float:
+        """Of all runs of this plan together; a run that only reuses adds nothing."""
+        worked = any(decision is not Decision.REUSE for decision in self.decisions.values())
+        return self._wall_before + (time.monotonic() - self._began if worked else 0.0)
+
     def _earlier_wall_seconds(self) -> float:
-        """Of interrupted runs of the same plan; a plan that is finished starts its clock again."""
         try:
             timing = json.loads((self.run_dir / "timing.json").read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return 0.0
-        unfinished = any(row["state"] != "done" for row in timing["phases"])
-        return timing["wall_seconds"] if timing.get("plan") == self._plan and unfinished else 0.0
+        return timing["wall_seconds"] if timing.get("plan") == self._plan else 0.0
 
     def _where(self, phase: Phase) -> str:
         return ", ".join(self._short(path) for path in phase.outputs)

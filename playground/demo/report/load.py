@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +48,20 @@ def load_run(run_dir: Path) -> RunData:
 
 def load_evaluation(layout: Layout, level: Level, form: Format) -> Evaluation:
     folder = layout.results(form.name, level)
-    return Evaluation(
-        name=form.title,
-        level=level.title,
-        content=read_json(folder / "results.json"),
-        pictures=load_pictures(folder / "pictures", form),
-    )
+    content = read_json(folder / "results.json")
+    pictures = load_pictures(folder / "pictures", content.get("episodes", {}), form)
+    return Evaluation(name=form.title, level=level.title, content=content, pictures=pictures)
 
 
-def load_pictures(folder: Path, form: Format) -> list[EpisodePicture]:
-    """The pictures that the evaluation drew, in the order of their names."""
-    return [
-        EpisodePicture(png=path.read_bytes(), title=f"{form.title}, {path.stem.replace('_', ' ')}", caption="")
-        for path in sorted(folder.glob("*.png"))
-    ]
+def load_pictures(folder: Path, records: Mapping[str, Mapping[str, Any]], form: Format) -> list[EpisodePicture]:
+    """What the evaluation drew: `<outcome>-<episode>.png`, successes first."""
+    pictures = []
+    for path in sorted(folder.glob("*.png"), key=lambda path: (not path.stem.startswith("success"), path.stem)):
+        outcome, _, key = path.stem.rpartition("-")
+        record = records.get(key, {})
+        title = f"{form.title}: {outcome.replace('-', ' ')}"
+        pictures.append(EpisodePicture(png=path.read_bytes(), title=title, caption=str(record.get("instruction", ""))))
+    return pictures
 
 
 def load_curves(layout: Layout) -> dict[str, list[dict[str, Any]]]:
@@ -97,4 +98,7 @@ def trained(layout: Layout) -> dict[str, str]:
             if file.is_file():
                 result = read_json(file)
                 facts[f"{form.title}, {level.title}"] = f"{result['step']:,} steps, {result['tokens']:,} tokens"
+            parts = file.with_name("trained_parts.json")
+            if parts.is_file():
+                facts["parameters"] = f"{sum(row['parameters'] for row in json.loads(parts.read_text())):,}"
     return facts

@@ -70,7 +70,7 @@ def demo(*arguments: str) -> tuple[int, str]:
 
 def test_the_demo_ends_with_a_table_and_the_path_of_a_page(stand_ins):
     _, said = demo("--quick", "1")
-    assert "any object" in said and "74 [68, 80]" in said
+    assert "any object" in said and "74 [68,80]" in said
     assert "report: runs/demo-quick/report.html" in said
     page = (stand_ins / "runs/demo-quick/report.html").read_text()
     assert "3 steps, 1,000 tokens" in page and "vila-eval -m runs/demo-quick/models/streaming" in page
@@ -79,7 +79,7 @@ def test_the_demo_ends_with_a_table_and_the_path_of_a_page(stand_ins):
 def test_a_second_demo_reuses_everything(stand_ins):
     demo("--quick", "1")
     _, said = demo("--quick", "1")
-    assert said.count("reused") == 7 and "$" not in said and "74 [68, 80]" in said
+    assert said.count("reused") == 7 and "$" not in said and "74 [68,80]" in said
 
 
 def test_another_seed_redoes_data_and_models(stand_ins):

@@ -88,6 +88,12 @@ def test_a_failing_command_shows_the_end_of_its_log_and_keeps_finished_phases(tm
     assert again.decisions["data"] is Decision.REUSE
 
 
+def test_a_program_that_is_not_installed_names_the_next_step(tmp_path):
+    absent = Phase(name="a", title="A", commands=(Command(argv=("no-such-program",)),), outputs=(), seconds=1)
+    with pytest.raises(PhaseFailed, match="make install"):
+        run(tmp_path, absent)
+
+
 def test_an_output_that_a_command_left_out_is_an_error(tmp_path):
     silent = Phase(name="a", title="A", commands=(Command(argv=("true",)),), outputs=(tmp_path / "missing",), seconds=1)
     with pytest.raises(PhaseFailed, match="left out missing"):

@@ -27,7 +27,7 @@ def test_a_half_written_last_line_is_not_read(tmp_path):
 
 def test_a_log_is_read_for_its_last_count(tmp_path):
     log = tmp_path / "eval.log"
-    log.write_text("2026/05/01 read a/b\nepisodes 10/200\repisodes 50/200 [00:03]\nwriting /tmp/1/2/x\n")
+    log.write_text("10/200 episodes, SR 3 %\n50/200 episodes, SR 5 %\nLoading weights: 6/6 [00:00]\n")
     progress = log_progress(log)()
     assert progress is not None and progress.share == 0.25
 
