@@ -52,7 +52,7 @@ class EmbeddedModel:
         }  # fmt: skip
         language_model = {
             "model_type": "llama", "vocab_size": vocab_size, "max_position_embeddings": context,
-            "tie_word_embeddings": True, "rope_theta": 10000.0, **self.language_model, **ids,
+            "tie_word_embeddings": True, **self.language_model, **ids,
         }  # fmt: skip
         return {"llm_cfg": language_model, "vision_tower_cfg": tower, "mm_projector_cfg": "mlp_downsample"}
 
@@ -138,13 +138,14 @@ def _is_vlm(path: str, cache_dir: str | None) -> bool:
 
 
 def _from_checkpoint(path: str, args: RunArguments, dtype: torch.dtype) -> PreparedModel:
-    tokenizer, model, *_ = load_pretrained_model(
-        path,
-        device="cpu",
-        dtype=dtype,
-        attn_implementation=args.model.attn_implementation,
-        cache_dir=args.training.cache_dir,
-    )
+    with zero_init_off(args):
+        tokenizer, model, *_ = load_pretrained_model(
+            path,
+            device="cpu",
+            dtype=dtype,
+            attn_implementation=args.model.attn_implementation,
+            cache_dir=args.training.cache_dir,
+        )
     if args.model.mlp_path:
         load_projector(model.mm_projector, Path(args.model.mlp_path))
     store_settings(model.config, args, only_given=True)
@@ -212,6 +213,8 @@ def load_projector(projector: torch.nn.Module, path: Path) -> None:
 
 def _template(args: RunArguments, config: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     """The conversation template: what was given, else the checkpoint's, else by the tokenizer; stored in the config."""
+    if args.model.chat_template:
+        tokenizer.chat_template = Path(args.model.chat_template).read_text(encoding="utf-8")
     name = args.model.version
     if name == "auto":
         name = getattr(config, "version", None) or _template_of(tokenizer)
@@ -220,6 +223,8 @@ def _template(args: RunArguments, config: Any, tokenizer: PreTrainedTokenizerBas
 
 
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    if tokenizer.chat_template:
+        return "auto"
     known = {"<|eot_id|>": "llama_3", "<|im_end|>": "hermes-2"}
     vocabulary = tokenizer.get_vocab()
     return next((name for token, name in known.items() if token in vocabulary), "vicuna_v1")
@@ -238,7 +243,11 @@ def store_settings(config: Any, args: RunArguments, *, only_given: bool) -> None
 
 @contextlib.contextmanager
 def zero_init_off(args: RunArguments) -> Iterator[None]:
-    """Weights made from nothing cannot be initialised while ZeRO-3 splits them; the engine splits them afterwards."""
+    """Make or read whole weights although ZeRO-3 is asked for; the engine splits them afterwards.
+
+    Fresh weights cannot be initialised while they are split, and parts of a checkpoint are read with a device map, which
+    splitting excludes. The price is one copy of the weights per rank in host memory until the engine starts.
+    """
     config = getattr(args.training, "hf_deepspeed_config", None)
     if config is None:
         yield

@@ -74,6 +74,14 @@ def test_workers_deliver_the_same_batches_as_the_main_process(tmp_path):
     assert losses(alone) == losses(helped)
 
 
+def test_recomputing_activations_changes_no_loss(tmp_path):
+    plain = make_trainer(tmp_path / "a", packing=True, tokens_per_batch=64)
+    again = make_trainer(tmp_path / "b", packing=True, tokens_per_batch=64, gradient_checkpointing=True)
+    plain.train()
+    again.train()
+    assert losses(again) == pytest.approx(losses(plain), abs=1e-6)
+
+
 def test_a_log_line_tells_loss_terms_speed_and_waiting(tmp_path):
     trainer = make_trainer(tmp_path, per_device_train_batch_size=4)
     trainer.train()
