@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -39,6 +39,7 @@ class LlavaConfig(PreTrainedConfig):
     model_type = "llava"
     __no_type_check__ = True  # configs of transformers take any keyword; shape checks under pytest would refuse it
     has_no_defaults_at_init = True
+    keys_to_ignore_at_inference: ClassVar[Any] = ["past_key_values", "hidden_states", "loss_terms"]
 
     llm_cfg: Any = None
     vision_tower_cfg: Any = None

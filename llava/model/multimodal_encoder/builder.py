@@ -73,7 +73,14 @@ def _read_processor(folder: Path | str, options: ReadOptions) -> Any:
 def wrap_vision_tower(
     kind: type[VisionTower], model: Any, config: LlavaConfig, image_processor: Any = None
 ) -> VisionTower:
-    """A tower around a model whose weights are already there."""
+    """A tower around a model whose weights are already there.
+
+    Raises:
+        ValueError: for a config that asks for several scales, which these towers do not have.
+    """
+    for key in ("s2", "dynamic_s2", "ps3"):
+        if getattr(config, key, None):
+            raise ValueError(f"config.{key} is set, expected a model of one scale: {kind.__name__} has no {key} form")
     family = (CLIP_MEAN, CLIP_STD) if kind is ClipVisionTower else (HALF, HALF)
     mean = config.image_mean or getattr(image_processor, "image_mean", None) or family[0]
     std = config.image_std or getattr(image_processor, "image_std", None) or family[1]

@@ -62,6 +62,22 @@ def test_a_saved_model_reads_back_to_the_bit(tmp_path: Path, llm: str, tower: st
         assert torch.equal(model(ids, images).logits, again(ids, images).logits)
 
 
+def test_tied_embeddings_stay_tied(tmp_path: Path):
+    config = tiny_config("qwen2")
+    config["llm_cfg"]["tie_word_embeddings"] = True
+    model = build_model(config)
+    model.save_pretrained(tmp_path, state_dict=model.state_dict())
+    again = llava.load(tmp_path)
+    assert again.llm.lm_head.weight is again.llm.get_input_embeddings().weight
+    assert torch.equal(again.llm.lm_head.weight, model.llm.lm_head.weight)
+
+
+def test_a_tower_of_several_scales_is_refused(saved: Path):
+    edit_json(saved / "config.json", s2=True)
+    with pytest.raises(ValueError, match=r"config.s2 is set"):
+        llava.load(saved)
+
+
 def test_the_three_folders_are_those_of_the_published_layout(saved: Path):
     assert {entry.name for entry in saved.iterdir()} == {"config.json", "llm", "vision_tower", "mm_projector"}
     projector = json.loads((saved / "mm_projector" / "config.json").read_text())
