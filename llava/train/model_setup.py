@@ -245,8 +245,8 @@ def store_settings(config: Any, args: RunArguments, *, only_given: bool) -> None
 def zero_init_off(args: RunArguments) -> Iterator[None]:
     """Make or read whole weights although ZeRO-3 is asked for; the engine splits them afterwards.
 
-    Fresh weights cannot be initialised while they are split, and parts of a checkpoint are read with a device map, which
-    splitting excludes. The price is one copy of the weights per rank in host memory until the engine starts.
+    Fresh weights cannot be initialised while they are split, and parts of a checkpoint are read with a device map,
+    which splitting excludes. The price is one copy of the weights per rank in host memory until the engine starts.
     """
     config = getattr(args.training, "hf_deepspeed_config", None)
     if config is None:

@@ -1,4 +1,4 @@
-"""A tiny NaVILA folder: coloured pictures whose colour tells the answer, so that a few steps already learn something."""
+"""A tiny NaVILA folder: the colour of a picture tells the answer, so that a few steps already learn something."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANSWERS = (
 
 
 def write_toy_world(root: Path, *, num_episodes: int = 12, size: int = 16) -> Path:
-    """Episodes of four decisions with one frame each, as `vlnce` and `streaming` read them, and one question per frame."""
+    """Episodes of four decisions with one frame each, for all embedded data sets, and one question per frame."""
     records, grounding = [], []
     for episode in range(num_episodes):
         folder = root / "train" / str(episode)
