@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,19 +40,20 @@ def last_record(path: Path) -> dict:
 
 
 def training_progress(folder: Path) -> Callable[[], Progress | None]:
-    """Reads `progress.jsonl` of a training run: {step, total, fraction, loss, tokens_per_second, eta, ...}."""
+    """Reads `progress.jsonl` of a training run: {step, total, share, loss, tokens_per_second, eta, ...}."""
 
     def read() -> Progress | None:
         record = last_record(folder / "progress.jsonl")
         if not record:
             return None
-        share = record.get("fraction", 0.0)
+        age = time.time() - (folder / "progress.jsonl").stat().st_mtime
+        left = max(0.0, record["eta"] - age) if record.get("eta") is not None else None
         notes = [f"step {record['step']}"] if "step" in record else []
         if record.get("loss") is not None and math.isfinite(record["loss"]):
             notes.append(f"loss {record['loss']:.3f}")
         if record.get("tokens_per_second"):
             notes.append(f"{record['tokens_per_second']:,.0f} tokens/s")
-        return Progress(share=min(1.0, share), seconds_left=record.get("eta"), note=", ".join(notes))
+        return Progress(share=min(1.0, record.get("share", 0.0)), seconds_left=left, note=", ".join(notes))
 
     return read
 
@@ -60,8 +62,8 @@ def log_progress(log: Path) -> Callable[[], Progress | None]:
     """Reads the last `done/total episodes` that a command printed."""
 
     def read() -> Progress | None:
-        lines = tail(log).replace("\r", "\n").splitlines()
-        for line in reversed(lines):
+        this_try = tail(log).rpartition("\n$ ")[2]
+        for line in reversed(this_try.splitlines()):
             counts = COUNT.findall(line)
             if counts:
                 done, total = map(int, counts[-1])

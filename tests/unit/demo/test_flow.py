@@ -26,7 +26,7 @@ while [ $# -gt 0 ]; do [ "$1" = --out ] && mkdir -p "$2" && touch "$2/annotation
 """
 TRAIN = """#!/bin/sh
 mkdir -p "$OUTPUT"
-for i in 1 2 3; do echo '{"step": '$i', "total": 3, "fraction": 1.0, "loss": 0.5, "elapsed": '$i', "eta": 0}'; done \
+for i in 1 2 3; do echo '{"step": '$i', "total": 3, "share": 1.0, "loss": 0.5, "elapsed": '$i', "eta": 0}'; done \
     > "$OUTPUT/progress.jsonl"
 echo '{"step": 3, "tokens": 1000, "elapsed": 3}' > "$OUTPUT/training_complete.json"
 """

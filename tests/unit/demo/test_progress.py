@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import time
 
+import pytest
 from rich.console import Console
 
 from playground.demo import display
@@ -14,10 +17,24 @@ from playground.demo.progress import estimate, last_record, log_progress, traini
 
 
 def test_a_training_says_its_own_time_left(tmp_path):
-    record = {"step": 50, "total": 200, "fraction": 0.25, "loss": 1.25, "tokens_per_second": 9000.0, "eta": 33.0}
+    record = {"step": 50, "total": 200, "share": 0.25, "loss": 1.25, "tokens_per_second": 9000.0, "eta": 33.0}
     (tmp_path / "progress.jsonl").write_text(json.dumps({"step": 1, "total": 200}) + "\n" + json.dumps(record) + "\n")
     progress = training_progress(tmp_path)()
-    assert progress == Progress(share=0.25, seconds_left=33.0, note="step 50, loss 1.250, 9,000 tokens/s")
+    assert progress is not None and (progress.share, progress.note) == (0.25, "step 50, loss 1.250, 9,000 tokens/s")
+    assert progress.seconds_left == pytest.approx(33.0, abs=2.0)
+
+
+def test_time_goes_on_between_two_lines_of_a_training(tmp_path):
+    file = tmp_path / "progress.jsonl"
+    file.write_text(json.dumps({"step": 1, "share": 0.5, "eta": 30.0}) + "\n")
+    os.utime(file, (time.time() - 10, time.time() - 10))
+    assert training_progress(tmp_path)().seconds_left == pytest.approx(20.0, abs=2.0)
+
+
+def test_the_log_of_an_earlier_try_is_not_this_one(tmp_path):
+    log = tmp_path / "eval.log"
+    log.write_text("$ vila-eval\n200/200 episodes\n\n$ vila-eval\nloading\n")
+    assert log_progress(log)() is None
 
 
 def test_a_half_written_last_line_is_not_read(tmp_path):
