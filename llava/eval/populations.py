@@ -78,7 +78,7 @@ def embedded_population(
         first, count = SPLIT_SEEDS[options.split] + options.seed, options.episodes or 200
         profile = CameraProfile.from_dict(camera) if camera else CameraProfile()
         episodes = make_episodes(options.level, np.arange(first, first + count), profile)
-        words = f"embedded/{options.level} {options.split}, houses {first}..{first + count - 1}"
+        words = f"embedded/{options.level}, houses {options.seed}..{options.seed + count - 1} of {options.split}"
     episodes = episodes[: options.episodes]
     used = episodes[0].camera or CameraProfile()
     return Population(

@@ -3,7 +3,8 @@
 What: decisions per second and seconds of a whole evaluation (simulator included), for both prompt formats.
 How ours differs: all running episodes decide in one left-padded batch; pictures are encoded once and in one pass;
     `streaming` keeps keys and values from decision to decision.
-Goal: at least 3 times as fast as one episode at a time, with equal actions.
+Goal: equal actions, and at least 3 times as fast as one episode at a time where the work per decision is small
+    (`streaming`); `navila` reads its whole prompt anew at every decision and is bound by arithmetic.
 
     python playground/benchmarks/eval_throughput.py [--episodes 32] [--max-steps 60] [--checkpoint DIR] [--threads 1]
 
@@ -28,6 +29,7 @@ import torch
 import transformers
 
 import llava
+from llava.conversation import get_template
 from llava.eval.make_policy import make_policy
 from llava.eval.navigation_loop import Walk, run_episodes
 from llava.eval.navigation_task import NavigationOptions
@@ -47,8 +49,9 @@ def random_model(prompt: NavilaFormat | StreamingFormat, population: Population)
     """The demo's model before training."""
     sentences = [episode.instruction for episode in population.episodes]
     sentences += [NavilaFormat().question("go"), "↑ ↑↑ ↑↑↑ ← ←← ←←← → →→ →→→ STOP", "system user assistant"] * 2
+    sentences += [StreamingFormat().opening("go")[0].text or "", get_template("llama_3").system] * 2
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = train_tokenizer(sentences, 640, folder)
+        tokenizer = train_tokenizer(sentences, 1024, folder)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     parts = EMBEDDED_MODELS["tiny"].config_parts(vocab_size=len(tokenizer), context=4096, ids=ids)
     torch.manual_seed(0)
