@@ -63,9 +63,12 @@ EMBEDDED_MODELS.register("tiny")(
         image_size=64,
         patch_size=16,
         stem_strides=(4, 4),
-        tower={"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4},
+        tower={
+            "stem_width": 32, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "hidden_act": "relu",
+        },
         language_model={
-            "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4,
+            "hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 3,
             "num_attention_heads": 6, "num_key_value_heads": 6,
         },
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Align: the model learns to say what it sees (questions on single pictures) before it learns to act on it.
+# Align: the model learns to say what it sees (two questions on every picture) before it learns to act on it.
 # An embedded model is new in every part, so all parts are trained; of a MODEL with GPUS_PER_NODE the projector alone.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
@@ -8,10 +8,10 @@ COMMON=(--version llama_3 --packing True --save_total_limit 1 --lr_scheduler_typ
 if [ -z "${GPUS_PER_NODE:-}" ]; then
     exec python -m llava.train.train "${COMMON[@]}" --stage sft \
         --model_name_or_path "${MODEL:-embedded}" \
-        --data_mixture "${DATA_MIXTURE:-embedded_grounding}" --data_root "${DATA_ROOT:-runs/demo/data}" \
+        --data_mixture "${DATA_MIXTURE:-embedded_streaming}" --data_root "${DATA_ROOT:-runs/demo/data}" \
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding \
-        --output_dir "${OUTPUT:-runs/demo/models/align}" --model_max_length 1024 --tokens_per_batch 4096 \
-        --grounding_questions 1 --max_train_seconds 80 --save_seconds 60 --save_strategy no \
+        --output_dir "${OUTPUT:-runs/demo/models/align}" --model_max_length 1024 --tokens_per_batch 2048 \
+        --learn_decisions False --grounding_questions 2 --max_train_seconds 80 --save_seconds 60 --save_strategy no \
         --learning_rate 1e-3 --weight_decay 0.05 --logging_steps 5 --dataloader_num_workers 0 "$@"
 fi
 exec torchrun --nnodes "${n_node:-1}" --nproc_per_node "$GPUS_PER_NODE" --master_port "${MASTER_PORT:-25001}" \

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers.activations import ACT2FN
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
@@ -38,11 +39,10 @@ class SiglipStemConfig(SiglipVisionConfig):
 
 def build_stem(config: SiglipStemConfig) -> nn.Sequential:
     widths = [config.num_channels, *[config.stem_width] * (len(config.stem_strides) - 1), config.hidden_size]
-    convolutions = [
-        nn.Conv2d(before, after, kernel_size=stride, stride=stride)
-        for before, after, stride in zip(widths, widths[1:], config.stem_strides, strict=False)
-    ]
-    return nn.Sequential(*[layer for conv in convolutions for layer in (conv, nn.GELU(approximate="tanh"))])[:-1]
+    layers: list[nn.Module] = []
+    for before, after, stride in zip(widths, widths[1:], config.stem_strides, strict=False):
+        layers += [nn.Conv2d(before, after, kernel_size=stride, stride=stride), ACT2FN[config.hidden_act]]
+    return nn.Sequential(*layers[:-1])
 
 
 class SiglipStemEmbeddings(SiglipVisionEmbeddings):
