@@ -21,7 +21,8 @@ llava.model.language_model.llava_llama llava.model.language_model.llava_qwen lla
 llava.model.multimodal_encoder.builder llava.model.multimodal_encoder.clip_encoder
 llava.model.multimodal_encoder.siglip_encoder llava.model.multimodal_projector.base_projector
 llava.model.multimodal_projector.builder llava.model.utils llava.train.args llava.train.callbacks.autoresume_callback
-llava.train.llava_trainer llava.train.train llava.train.train_mem llava.utils.tokenizer
+llava.train.llava_trainer llava.train.train llava.train.train_mem llava.utils.tokenizer llava.eval.run_vila
+llava.utils.distributed llava.utils.io llava.utils.logging llava.utils.media
 """.split()
 """Import paths that other people's code uses; they stay, wherever the code moves."""
 
