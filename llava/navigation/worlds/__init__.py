@@ -23,7 +23,7 @@ _HOMES = {
     "HabitatWorld": "habitat",
     "MiniWorldWorld": "miniworld",
 }
-__all__ = list(_HOMES)  # noqa: PLE0604  names resolved on first use
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

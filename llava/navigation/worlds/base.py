@@ -19,6 +19,7 @@ TURN_DEG = 15
 NUM_HEADINGS = 24
 
 Point = tuple[float, float, float]
+Coordinates = Sequence[float | int] | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,15 @@ class CameraProfile:
         hfov_deg: horizontal field of view; the vertical one follows from the aspect ratio (square pixels).
     """
 
-    height_m: float = 1.25
-    pitch_deg: float = 0.0
-    hfov_deg: float = 90.0
+    height_m: float | int = 1.25
+    pitch_deg: float | int = 0.0
+    hfov_deg: float | int = 90.0
     width: int = 64
     height: int = 64
 
     def __post_init__(self) -> None:
+        for name in ("height_m", "pitch_deg", "hfov_deg"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not 0.1 <= self.height_m <= 2.4:
             raise ValueError(f"height_m is {self.height_m}, expected 0.1 to 2.4 (rooms are 2.6 m high)")
         if not -45 <= self.pitch_deg <= 45:
@@ -129,7 +132,7 @@ class NavigationWorld(Protocol):
         """Radians, counter-clockwise seen from above; 0 looks along -z."""
         ...
 
-    def geodesic(self, start: Sequence[float], goals: Sequence[Sequence[float]]) -> float:
+    def geodesic(self, start: Coordinates, goals: Sequence[Coordinates]) -> float:
         """Shortest walkable way to the nearest goal in metres; inf where there is none."""
         ...
 
@@ -147,13 +150,13 @@ def rotation_from_heading(heading_index: int) -> tuple[float, float, float, floa
     return (0.0, round(math.sin(half), 12), 0.0, round(math.cos(half), 12))
 
 
-def heading_from_rotation(rotation: Sequence[float]) -> float:
+def heading_from_rotation(rotation: Coordinates) -> float:
     """Heading in radians, within [0, 2 pi), of a quaternion [x, y, z, w] about any axis."""
     x, y, z, w = (float(value) for value in rotation)
     forward_x, forward_z = -2 * (x * z + w * y), -(1 - 2 * (x * x + y * y))
     return math.atan2(-forward_x, -forward_z) % (2 * math.pi)
 
 
-def heading_index_from_rotation(rotation: Sequence[float]) -> int:
+def heading_index_from_rotation(rotation: Coordinates) -> int:
     """The multiple of 15 degrees nearest to a quaternion's heading."""
     return round(heading_from_rotation(rotation) / math.radians(TURN_DEG)) % NUM_HEADINGS

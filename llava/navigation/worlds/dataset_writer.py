@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -97,8 +97,8 @@ class DatasetOptions:
     camera: CameraProfile = field(default_factory=CameraProfile)
     camera_range: CameraRange | None = None
     noise: float = 0.15
-    frames: Literal["filmstrip", "files", "none"] | None = None
-    picture_format: Literal["auto", "png", "jpg"] = "auto"
+    frames: str | None = None
+    picture_format: str = "auto"
     oversample: bool = False
     grounding_frames: int = 2
     threads: int = 2
@@ -112,6 +112,9 @@ class DatasetOptions:
             raise ValueError(f"seed is {self.seed}, expected 0 to 2^40 less the number of episodes")
         if self.frames not in (None, "filmstrip", "files", "none"):
             raise ValueError(f"frames is '{self.frames}'{suggest(str(self.frames), ['filmstrip', 'files', 'none'])}")
+
+        if self.picture_format not in ("auto", "png", "jpg"):
+            raise ValueError(f"picture_format is '{self.picture_format}', expected auto, png or jpg")
 
     @property
     def frame_layout(self) -> str:
@@ -138,7 +141,10 @@ class DatasetSummary:
 def write_dataset(
     root: str | Path, level: str, num_episodes: int, *, progress: Progress | None = None, **options: Any
 ) -> DatasetSummary:
-    """Writes one split below `root`; options are those of `DatasetOptions`. The same options twice: the first result is kept."""
+    """Writes one split below `root`; options are those of `DatasetOptions`.
+
+    The same options twice: the first result is kept and returned with `reused`.
+    """
     chosen = DatasetOptions(level=level, num_episodes=num_episodes, **options)
     root = Path(root)
     before = _finished(root, chosen)

@@ -21,8 +21,8 @@ MAX_STEPS = 200
 class Demonstrations:
     """E episodes as flat arrays over F poses (= frames) and D decisions.
 
-    Frames of episode e: `frame_start[e]` .. `frame_start[e + 1]`; its decisions likewise. There is one pose per low-level
-    action, the one at which it is executed, STOP included.
+    Frames of episode e: `frame_start[e]` .. `frame_start[e + 1]`; its decisions likewise. There is one pose per
+    low-level action, the one at which it is executed, STOP included.
     """
 
     houses: HouseBatch
@@ -69,8 +69,8 @@ def demonstrate(
     """Demonstrates the task of every house (level, seed).
 
     Args:
-        noise: probability that a decision is replaced by a random move of 1 to 3 equal actions (never a stop). The label
-            stays the oracle's.
+        noise: probability that a decision is replaced by a random move of 1 to 3 equal actions (never a stop). The
+            label stays the oracle's.
     """
     return walk(plan_tasks(generate_houses(level, seeds)), camera or CameraProfile(), noise=noise, max_steps=max_steps)
 

@@ -15,6 +15,7 @@ from llava.navigation.worlds.base import (
     RIGHT,
     TURN_DEG,
     CameraProfile,
+    Coordinates,
     Episode,
     Observation,
     Point,
@@ -84,7 +85,7 @@ class EmbeddedWorldBatch:
         return np.stack([self.x, np.zeros_like(self.x), self.z], axis=1)
 
     def step(self, actions: Int[np.ndarray, " n"], active: Bool[np.ndarray, " n"] | None = None) -> None:
-        """One low-level action each (0 STOP, 1 FORWARD, 2 LEFT, 3 RIGHT); robots that are not active stay as they are."""
+        """One low-level action each (0 STOP, 1 FORWARD, 2 LEFT, 3 RIGHT); inactive robots stay as they are."""
         actions = np.asarray(actions)
         if actions.shape != (len(self),) or ((actions < 0) | (actions > 3)).any():
             raise ValueError(
@@ -158,7 +159,7 @@ class EmbeddedWorld:
     def heading(self) -> float:
         return math.radians(int(self.batch.headings[0]) * TURN_DEG)
 
-    def geodesic(self, start: Sequence[float], goals: Sequence[Sequence[float]]) -> float:
+    def geodesic(self, start: Coordinates, goals: Sequence[Coordinates]) -> float:
         if len(goals) == 0:
             raise ValueError("0 goals given, expected at least one position")
         ways = []
@@ -174,7 +175,7 @@ class EmbeddedWorld:
 
     @property
     def collided(self) -> bool:
-        return bool(self.batch.collided[0])
+        return self._batch is not None and bool(self._batch.collided[0])
 
     def close(self) -> None:
         self._batch = None

@@ -18,13 +18,13 @@ SUCCESS_M = 3.0
 MAX_DEPTH_M = 30.0
 
 
-class EmbeddedEnv(gymnasium.Env[dict[str, np.ndarray], int]):
+class EmbeddedEnv(gymnasium.Env[dict[str, np.ndarray], int | np.integer]):
     """One episode at a time: Discrete(4) actions (0 STOP, 1 FORWARD, 2 LEFT, 3 RIGHT), pictures as observations.
 
-    The reward is the geodesic progress in metres, plus 10 for a stop within 3 m of the goal. `info` holds the instruction,
-    the distance to the goal, success and whether the last step collided. `reset(options={"episode": episode})` chooses an
-    episode; without it the next one is taken, or a random one when a seed is given. `world` is the same simulator as a
-    `NavigationWorld`.
+    The reward is the geodesic progress in metres, plus 10 for a stop within 3 m of the goal. `info` holds the
+    instruction, the distance to the goal, success and whether the last step collided. The option "episode" of `reset`
+    chooses an episode; without it the next one is taken, or a random one when a seed is given. `world` is the same
+    simulator as a `NavigationWorld`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  gymnasium's declaration
@@ -42,7 +42,7 @@ class EmbeddedEnv(gymnasium.Env[dict[str, np.ndarray], int]):
         self.world = EmbeddedWorld(camera)
         height, width = self.world.camera.height, self.world.camera.width
         self.action_space = spaces.Discrete(4)
-        self.observation_space = spaces.Dict(
+        self.observation_space: Any = spaces.Dict(
             rgb=spaces.Box(0, 255, (height, width, 3), np.uint8),
             depth=spaces.Box(0.0, MAX_DEPTH_M, (height, width), np.float32),
             instance_ids=spaces.Box(0, 255, (height, width), np.uint8),
@@ -62,7 +62,7 @@ class EmbeddedEnv(gymnasium.Env[dict[str, np.ndarray], int]):
         self._distance = self._to_goal()
         return self._observation(), self._info()
 
-    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+    def step(self, action: int | np.integer) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         self._view = self.world.step(int(action))
         self._steps += 1
         self._stopped = int(action) == STOP

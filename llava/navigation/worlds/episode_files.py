@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.navigation.worlds.base import CameraProfile, Episode, Point
+from llava.navigation.worlds.base import CameraProfile, Coordinates, Episode, Point
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ _KNOWN_INFO = {"geodesic_distance", "camera"}
 
 
 def read_episodes(path: str | Path, ground_truth: str | Path | None = None) -> list[Episode]:
-    """Episodes of an R2R-CE or RxR-CE file, with the dense ground truth of `<name>_gt.json.gz` beside it where there is one.
+    """Episodes of an R2R-CE or RxR-CE file, with the ground truth of `<name>_gt.json.gz` beside it where there is one.
 
     Args:
         path: `<split>.json.gz` (or plain .json).
@@ -91,12 +91,12 @@ def _read_episode(record: Mapping[str, Any], truth: Mapping[str, Any], path: Pat
         ) from error
 
 
-def _point(values: Iterable[float]) -> Point:
+def _point(values: Coordinates) -> Point:
     x, y, z = values
     return float(x), float(y), float(z)
 
 
-def _rotation(values: Iterable[float]) -> tuple[float, float, float, float]:
+def _rotation(values: Coordinates) -> tuple[float, float, float, float]:
     x, y, z, w = values
     return float(x), float(y), float(z), float(w)
 

@@ -1,9 +1,9 @@
 """The oracle that demonstrates episodes, many at once, and the noise that makes the demonstrations robust.
 
-Every decision is a function of what the robot could see or remember: until the target has been in view it scans to the
-right, then it walks the shortest way (turning only when the way-point is more than 18 degrees off), and it stops when it
-faces the target within the approach distance. It never looks at pixels, so the same seeds give the same demonstrations
-for every picture size.
+Every decision is a function of what the robot could see or remember: until the target has been in view it scans to
+the right, then it walks the shortest way (turning only when the way-point is more than 18 degrees off), and it stops
+when it faces the target within the approach distance. It never looks at pixels, so the same seeds give the same
+demonstrations for every picture size.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Tasks:
 
 
 def plan_tasks(houses: HouseBatch) -> Tasks:
-    """Finds the goal point of every house: where the shortest way from the start comes within the stand-off of the object."""
+    """Finds the goal point of every house: where the shortest way from the start comes within the stand-off."""
     rows = np.arange(len(houses))
     obstacles = Obstacles.of(houses)
     object_x, object_z = houses.object_x[rows, houses.goal_object], houses.object_z[rows, houses.goal_object]
@@ -91,8 +91,8 @@ class Expert:
 
     Args:
         camera: one for all houses or one per house; only the field of view matters.
-        scan: search for the target by turning right until it has been in view; without it the way is known from the start
-            (route instructions describe it).
+        scan: search for the target by turning right until it has been in view; without it the way is known from the
+            start (route instructions describe it).
     """
 
     def __init__(self, tasks: Tasks, camera: CameraProfile | Sequence[CameraProfile], scan: bool) -> None:
@@ -106,7 +106,7 @@ class Expert:
         self.object_z = houses.object_z[rows, houses.goal_object]
 
     def observe(self, rows: Int[np.ndarray, " q"], state: State) -> Bool[np.ndarray, " q"]:
-        """True where the goal object's centre is inside the field of view and no wall hides it; remembers it in the state."""
+        """True where the goal object's centre is in the field of view and no wall hides it; remembered in the state."""
         to_x, to_z = self.object_x[rows] - state.x, self.object_z[rows] - state.z
         side = to_x * tables.RIGHT_X[state.heading] + to_z * tables.RIGHT_Z[state.heading]
         ahead = to_x * tables.FORWARD_X[state.heading] + to_z * tables.FORWARD_Z[state.heading]

@@ -1,18 +1,19 @@
-"""Habitat VLN-CE behind the `NavigationWorld` protocol. habitat-sim is not on PyPI, so it is the user's own installation.
+"""Habitat VLN-CE behind the `NavigationWorld` protocol, in the user's own installation (habitat-sim is not on PyPI).
 
-Works with habitat-lab 0.1.7 (VLN-CE, NaVILA) and with newer versions: of the environment only `reset`, `step`, `episodes`,
-`episode_iterator`, `current_episode`, `sim` and `close` are used.
+Works with habitat-lab 0.1.7 (VLN-CE, NaVILA) and with newer versions: of the environment only `reset`, `step`,
+`episodes`, `episode_iterator`, `current_episode`, `sim` and `close` are used.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from llava.navigation.worlds.base import Episode, Observation, Point, heading_from_rotation
+from llava.navigation.worlds.base import Coordinates, Episode, Observation, Point, heading_from_rotation
 
 INSTALL_HINT = (
     "Habitat is not installed. VLN-CE needs habitat-sim and habitat-lab 0.1.7:\n"
@@ -29,7 +30,7 @@ def make_environment(config_path: str, overrides: Sequence[Any] = ()) -> Any:
         overrides: yacs (0.1.7): [key, value, key, value, ...]; hydra (newer): ["key=value", ...].
     """
     try:
-        import habitat  # pyright: ignore[reportMissingImports]
+        habitat = import_module("habitat")
     except ImportError as error:
         raise ImportError(f"{INSTALL_HINT}\n(the import said: {error})") from error
     config = habitat.get_config(config_path, list(overrides))
@@ -42,7 +43,8 @@ class HabitatWorld:
     Args:
         env: a `habitat.Env` (or anything that speaks its interface).
         config_path: of the task, where no environment is given.
-        depth_range_m: metres that depth 0 and 1 stand for (habitat normalises depth by default); None = depth is in metres.
+        depth_range_m: metres that depth 0 and 1 stand for (habitat normalises depth by default); None = depth is in
+            metres.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class HabitatWorld:
 
     def _observation(self, view: Any) -> Observation:
         rgb = np.ascontiguousarray(np.asarray(view["rgb"])[..., :3]).astype(np.uint8, copy=False)
-        depth = view["depth"] if "depth" in view else None
+        depth = view.get("depth")
         if depth is None:
             return Observation(rgb)
         metres = np.asarray(depth, dtype=np.float32).reshape(rgb.shape[:2])
@@ -103,7 +105,7 @@ class HabitatWorld:
             rotation = (rotation.x, rotation.y, rotation.z, rotation.w)
         return heading_from_rotation(rotation)
 
-    def geodesic(self, start: Sequence[float], goals: Sequence[Sequence[float]]) -> float:
+    def geodesic(self, start: Coordinates, goals: Sequence[Coordinates]) -> float:
         if len(goals) == 0:
             raise ValueError("0 goals given, expected at least one position")
         distance = self.env.sim.geodesic_distance(list(map(float, start)), [list(map(float, goal)) for goal in goals])

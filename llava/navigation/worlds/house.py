@@ -122,7 +122,7 @@ def _replace_rows(target: HouseBatch, rows: np.ndarray, source: HouseBatch) -> N
 
 def first_true(valid: Bool[np.ndarray, "n c"]) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """Index of the first True per row (0 where there is none) and whether there is one."""
-    return valid.argmax(axis=1), valid.any(axis=1)
+    return valid.argmax(axis=1), np.asarray(valid.any(axis=1))
 
 
 def pick_integers(uniform: Float[np.ndarray, "*shape"], count: int | np.ndarray) -> Int[np.ndarray, "*shape"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import sqrt
 
 import numpy as np
@@ -119,7 +120,7 @@ def _crossings(route: Sequence[Vector], lintel: Sequence[float]) -> list[tuple[f
     axis = 0 if x1 - x0 < z1 - z0 else 1
     low, high = ((z0, z1), (x0, x1))[axis]
     result, walked = [], 0.0
-    for a, b in zip(route, route[1:], strict=False):
+    for a, b in pairwise(route):
         size = sqrt((b[0] - a[0]) * (b[0] - a[0]) + (b[1] - a[1]) * (b[1] - a[1]))
         if (a[axis] - middle[axis]) * (b[axis] - middle[axis]) < 0:
             t = (middle[axis] - a[axis]) / (b[axis] - a[axis])
@@ -132,7 +133,7 @@ def _crossings(route: Sequence[Vector], lintel: Sequence[float]) -> list[tuple[f
 
 
 def _passed_objects(houses: HouseBatch, i: int, route: Sequence[Vector]) -> list[tuple[float, int]]:
-    """Objects other than the goal that the route passes closely in their own room: way so far, object; in walking order."""
+    """Objects other than the goal that the route passes closely in their own room: way so far, object."""
     found = []
     for k in range(int(houses.num_objects[i])):
         if k == int(houses.goal_object[i]):
@@ -147,7 +148,7 @@ def _passed_objects(houses: HouseBatch, i: int, route: Sequence[Vector]) -> list
 def _nearest_point(route: Sequence[Vector], x: float, z: float) -> tuple[float, float, Vector]:
     """Distance of a point from the route, way walked until the nearest point, that point."""
     best, walked = (float("inf"), 0.0, route[0]), 0.0
-    for a, b in zip(route, route[1:], strict=False):
+    for a, b in pairwise(route):
         dx, dz = b[0] - a[0], b[1] - a[1]
         squared = dx * dx + dz * dz
         t = min(1.0, max(0.0, ((x - a[0]) * dx + (z - a[1]) * dz) / squared)) if squared else 0.0

@@ -9,11 +9,11 @@ import math
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from llava.navigation.worlds.base import CameraProfile, Episode, Observation, Point
+from llava.navigation.worlds.base import CameraProfile, Coordinates, Episode, Observation, Point
 from llava.navigation.worlds.embedded import EmbeddedWorld
 from llava.navigation.worlds.house import HouseBatch
 from llava.navigation.worlds.multi_room import borders_of
@@ -79,7 +79,7 @@ class MiniWorldWorld:
     def heading(self) -> float:
         return self.world.heading()
 
-    def geodesic(self, start: Sequence[float], goals: Sequence[Sequence[float]]) -> float:
+    def geodesic(self, start: Coordinates, goals: Sequence[Coordinates]) -> float:
         return self.world.geodesic(start, goals)
 
     @property
@@ -144,7 +144,7 @@ def _scene_class() -> Any:
             gl.glDisable(gl.GL_TEXTURE_2D)
             gl.glColor3f(*self.colour)
             gl.glPushMatrix()
-            gl.glTranslatef(*self.pos)
+            gl.glTranslatef(*cast(Any, self.pos))
             gl.glBegin(gl.GL_TRIANGLES)
             for point, normal in zip(self.points.reshape(-1, 3), self.normals.reshape(-1, 3), strict=True):
                 gl.glNormal3f(*normal)
@@ -157,7 +157,7 @@ def _scene_class() -> Any:
 
     class ColouredBox(Box):
         def __init__(self, size: np.ndarray, colour: np.ndarray) -> None:
-            super().__init__("red", size)
+            super().__init__("red", cast(Any, size))
             self.own_colour = colour
 
         def randomize(self, params: Any, rng: Any) -> None:
@@ -174,25 +174,26 @@ def _scene_class() -> Any:
             add_rooms(self, self.houses)
             for k in range(int(self.houses.num_objects[0])):
                 self.entities.append(self._landmark(k))
-            self.agent.pos, self.agent.dir = np.zeros(3), 0.0  # moved before every picture
-            self.entities.append(self.agent)
+            agent = cast(Any, self.agent)
+            agent.pos, agent.dir = np.zeros(3), 0.0  # moved before every picture
+            self.entities.append(agent)
 
         def _landmark(self, k: int) -> Any:
             houses = self.houses
             shape, radius, height = int(houses.shape[0, k]), float(houses.radius[0, k]), float(houses.height[0, k])
             colour = np.array(OBJECT_COLOURS[COLOUR_NAMES[houses.colour[0, k]]]) / 255
             box = ColouredBox(np.array([2 * radius, height, 2 * radius]), colour) if shape == BOX else None
-            entity = box or Solid(shape, radius, height, colour)
+            entity: Any = box or Solid(shape, radius, height, colour)
             entity.pos = np.array([float(houses.object_x[0, k]), 0.0, float(houses.object_z[0, k])])
             entity.dir = 0.0
             return entity
 
         def reset(self, **options: Any) -> Any:
             result = super().reset(**options)
-            camera = self.camera
-            self.agent.cam_height, self.agent.cam_pitch = camera.height_m, camera.pitch_deg
-            self.agent.cam_fov_y = math.degrees(2 * math.atan(camera.tan_half_hfov * camera.height / camera.width))
-            self.agent.cam_fwd_disp = 0.0
+            camera, agent = self.camera, cast(Any, self.agent)
+            agent.cam_height, agent.cam_pitch = camera.height_m, camera.pitch_deg
+            agent.cam_fov_y = math.degrees(2 * math.atan(camera.tan_half_hfov * camera.height / camera.width))
+            agent.cam_fwd_disp = 0.0
             return result
 
     return Scene

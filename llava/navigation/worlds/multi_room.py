@@ -1,4 +1,7 @@
-"""Level `multi_room`: 2x2, 2x3 or 3x2 rooms of 4.5 m joined by doorways, each with its own walls; the goal is in another room."""
+"""Level `multi_room`: 2x2, 2x3 or 3x2 rooms of 4.5 m joined by doorways, each with its own walls.
+
+The goal is in another room than the start.
+"""
 
 from __future__ import annotations
 

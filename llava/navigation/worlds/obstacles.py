@@ -75,7 +75,7 @@ class Obstacles:
         return bare._with_corners()
 
     def _with_corners(self) -> Obstacles:
-        """Finds the corners of rectangles and octagons that are neither inside another obstacle nor outside the house."""
+        """Finds the corners that are neither inside another obstacle nor outside the house."""
         w, n = self.num_walls, len(self)
         wall_x = self.x[:, :w, None] + self.half[:, :w, :1] * _RECTANGLE_X
         wall_z = self.z[:, :w, None] + self.half[:, :w, 1:2] * _RECTANGLE_Z
@@ -183,7 +183,7 @@ def inside(obstacles: Obstacles, x: Float[np.ndarray, "n m"], z: Float[np.ndarra
 def move_forward(
     obstacles: Obstacles, x: Float[np.ndarray, " n"], z: Float[np.ndarray, " n"], heading: Int[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """One step of 0.25 m in each house; what is left of a blocked step slides along the surface. Returns x, z, collided."""
+    """One step of 0.25 m in each house; what is left of a blocked step slides on. Returns x, z, collided."""
     dx, dz = FORWARD_M * FORWARD_X[heading], FORWARD_M * FORWARD_Z[heading]
     t, normal_x, normal_z = _first_hit(obstacles, x, z, dx, dz)
     collided = t < 1

@@ -1,4 +1,4 @@
-"""Level `one_room`: a square room of 9-12 m; the goal is one of 4-6 landmarks, all others are at least 4.8 m away from it."""
+"""Level `one_room`: a square room of 9-12 m with 4-6 landmarks; all but one are at least 4.8 m away from the goal."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ def _draw(seeds: np.ndarray, attempt: int) -> tuple[HouseBatch, Bool[np.ndarray,
 def _place(
     side: Float[np.ndarray, " n"], num_objects: Int[np.ndarray, " n"], candidates: Float[np.ndarray, "n m 2 c"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Bool[np.ndarray, " n"]]:
-    """Goal object, then start, then the others: the first candidate that keeps every distance. Returns x, z [n, k], start [n, 2]."""
+    """Goal object, start, then the others: the first candidate that keeps every distance.
+
+    Returns x and z [n, k], start [n, 2], and which houses are complete.
+    """
     n = len(side)
     rows = np.arange(n)
     free = side - 2 * OBJECT_TO_WALL_M

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 
-from llava.navigation.worlds.base import Episode, Point
+from llava.navigation.worlds.base import Coordinates, Episode
 from llava.navigation.worlds.demonstrations import Demonstrations
 from llava.navigation.worlds.house import HouseBatch
 from llava.navigation.worlds.tables import (
@@ -36,7 +37,7 @@ def film_strip(
     sheet = Image.new("RGB", (len(picked) * (side + 4) - 4, side), PAPER)
     for place, index in enumerate(picked.tolist()):
         picture = Image.fromarray(frames[index]).resize((side, side), Image.Resampling.NEAREST)
-        caption = captions[index] if index < len(captions) else str(index)
+        caption = str(captions[index] if index < len(captions) else index)
         draw = ImageDraw.Draw(picture)
         draw.rectangle((0, 0, 8 + 6 * len(caption), 13), fill=(0, 0, 0))
         draw.text((4, 1), caption, fill=(255, 255, 255))
@@ -65,7 +66,7 @@ class _Canvas:
         area = (*self.at(x - radius, z - radius), *self.at(x + radius, z + radius))
         self.draw.ellipse(area, fill=fill, outline=INK, width=2 * OVERSIZE if ring else OVERSIZE)
 
-    def line(self, points: Sequence[tuple[float, float]], fill: tuple[int, int, int], width: float) -> None:
+    def line(self, points: Sequence[tuple[float, float]], fill: tuple[int, int, int], width: float | int) -> None:
         if len(points) > 1:
             self.draw.line(
                 [self.at(*point) for point in points], fill=fill, width=round(width * OVERSIZE), joint="curve"
@@ -80,12 +81,12 @@ def draw_map(
     index: int,
     *,
     walked: Float[np.ndarray, "t 3"] | None = None,
-    reference: Sequence[Point] = (),
-    goals: Sequence[Point] = (),
+    reference: Sequence[Coordinates] = (),
+    goals: Sequence[Coordinates] = (),
     start_heading: int | None = None,
     side: int = 480,
 ) -> Image.Image:
-    """A house from above, north (-z) up: rooms, objects in their colours, reference way dashed grey, walked way magenta.
+    """A house from above, north (-z) up: rooms, objects in their colours, reference way dashed, walked way magenta.
 
     Args:
         goals: drawn as rings of 1 m, the smallest radius that counts as success.
@@ -120,9 +121,9 @@ def _draw_rooms(canvas: _Canvas, houses: HouseBatch, index: int) -> None:
         floor = FLOOR_TINTS[int(houses.floor_tint[index, room])]
         light = tuple(min(255, (2 * f + w) // 3 + 70) for f, w in zip(floor, wall, strict=True))
         canvas.box(*area, (light[0], light[1], light[2]))
-    for box in houses.wall_boxes[index]:
-        if not np.isnan(box[0]):
-            canvas.box(*box.tolist(), (90, 90, 94))
+    for x0, z0, x1, z1 in houses.wall_boxes[index].tolist():
+        if x0 == x0:  # absent boxes are NaN
+            canvas.box(x0, z0, x1, z1, (90, 90, 94))
 
 
 def _draw_objects(canvas: _Canvas, houses: HouseBatch, index: int) -> None:
@@ -150,7 +151,7 @@ def _draw_start(canvas: _Canvas, begin: tuple[float, float], heading: int | None
 def _dashes(points: Sequence[tuple[float, float]], dash: float = 0.15) -> list[tuple[tuple[float, float], ...]]:
     """Every second piece of a way cut into equal dashes."""
     pieces = []
-    for a, b in zip(points, points[1:], strict=False):
+    for a, b in pairwise(points):
         count = max(1, round(((b[0] - a[0]) ** 2 + (b[1] - a[1]) ** 2) ** 0.5 / dash))
         cuts = [(a[0] + (b[0] - a[0]) * i / count, a[1] + (b[1] - a[1]) * i / count) for i in range(count + 1)]
         pieces += [(cuts[i], cuts[i + 1]) for i in range(0, count, 2)]

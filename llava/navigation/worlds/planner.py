@@ -28,7 +28,7 @@ class GoalField:
     def query(
         self, rows: Int[np.ndarray, " q"], x: Float[np.ndarray, " q"], z: Float[np.ndarray, " q"]
     ) -> tuple[Float[np.ndarray, " q"], Int[np.ndarray, " q"]]:
-        """Distance to the goal of house `rows[i]` from (x[i], z[i]) and the first corner on the way (-1 = none, go straight)."""
+        """Distance to the goal of house `rows[i]` from (x[i], z[i]); first corner on the way (-1 = go straight)."""
         goal_x, goal_z = self.goal_x[rows], self.goal_z[rows]
         distance, corner = length(x - goal_x, z - goal_z), np.full(len(rows), -1)
         around = np.flatnonzero(blocked(self.obstacles, rows, x, z, goal_x, goal_z))

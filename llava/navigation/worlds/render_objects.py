@@ -1,4 +1,4 @@
-"""Landmark objects on top of a rendered background: exact ray intersections inside the rectangle each object can cover."""
+"""Landmark objects on top of a background: exact ray intersections inside the rectangle each object can cover."""
 
 from __future__ import annotations
 
@@ -169,8 +169,9 @@ def _in_view(
 
 
 def _pixel_rectangles(views: Views, rays: Rays) -> tuple[Views, np.ndarray, np.ndarray]:
-    """Pairs that cover any pixel; rectangle [V, 4] (column0, column1, row0, row1; ends excluded) around the projection of
-    each bounding box; depth of the box's nearest corner.
+    """Pairs that cover any pixel, the rectangle around each and the depth of its nearest corner.
+
+    Rectangles [V, 4] are column0, column1, row0, row1 with the ends excluded, around the projected bounding box.
     """
     camera = rays.camera
     cornerwise = np.where((views.shape == BOX) | (views.shape == LINTEL), np.float32(1.4143), np.float32(1))
@@ -221,7 +222,7 @@ def _expand(views: Views, box: np.ndarray, rays: Rays, nearest: np.ndarray, dept
     """All pixels of all rectangles: first repeat the pairs over rows, then the rows over columns.
 
     Args:
-        depth: of the background; pixels where it is nearer than the whole object are left out. None = nothing hides objects.
+        depth: of the background; pixels where it is nearer than the whole object are left out. None = keep all.
     """
     heights, widths = box[:, 3] - box[:, 2], box[:, 1] - box[:, 0]
     line_pair = np.repeat(np.arange(len(box)), heights)

@@ -33,7 +33,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Rays:
-    """Directions of the pixels in the frame of the robot's heading; the optical axis has length 1, so depth is the ray's parameter.
+    """Directions of the pixels relative to the heading; along the optical axis 1, so that a ray's parameter is depth.
 
     side [W] to the right, ahead [H] forwards, up [H] upwards; plane [H] is the depth at which floor or ceiling is met.
     """
@@ -68,7 +68,7 @@ def render(
     heading: Int[np.ndarray, " f"],
     camera: CameraProfile,
 ) -> Frames:
-    """Views of F poses; pose f stands in house `house_index[f]`. Any number of frames, worked on in cache-sized chunks."""
+    """Views of F poses; pose f stands in house `house_index[f]`. Any number of frames, in cache-sized chunks."""
     shape = (len(house_index), camera.height, camera.width)
     frames = Frames(np.empty((*shape, 3), np.uint8), np.empty(shape, np.float32), np.empty(shape, np.uint8))
     rays = camera_rays(camera)
@@ -168,7 +168,7 @@ def _select(target: np.ndarray, other: np.ndarray, choose_other: np.ndarray) -> 
 def _wall_distance(
     houses: HouseBatch, index: np.ndarray, pose: Pose, ray_x: np.ndarray, ray_z: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Depth of the nearest wall and the side that it faces away from the viewer (0 north, 1 east, 2 south, 3 west wall)."""
+    """Depth of the nearest wall, and which side of a room it is (0 north, 1 east, 2 south, 3 west)."""
     tiny = np.float32(1e-7)
     inverse_x = 1 / (ray_x + (abs(ray_x) < tiny) * tiny * 2)
     inverse_z = 1 / (ray_z + (abs(ray_z) < tiny) * tiny * 2)

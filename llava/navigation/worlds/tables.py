@@ -1,4 +1,4 @@
-"""Exact look-up tables: headings, colours, shapes and wall textures. Nothing here depends on a maths library's rounding."""
+"""Look-up tables: headings, colours, shapes, wall textures. Nothing depends on a maths library's rounding."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from llava.navigation.worlds.base import FORWARD, RIGHT, STOP, CameraProfile
 from llava.navigation.worlds.demonstrations import demonstrate
 from llava.navigation.worlds.house import generate_houses

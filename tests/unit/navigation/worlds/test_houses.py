@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from llava.navigation.worlds.expert import STAND_OFF_M, plan_tasks
 from llava.navigation.worlds.house import generate_houses
 from llava.navigation.worlds.obstacles import Obstacles, inside

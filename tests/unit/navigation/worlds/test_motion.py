@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from llava.navigation.worlds.base import FORWARD_M
 from llava.navigation.worlds.house import AGENT_RADIUS_M, generate_houses
 from llava.navigation.worlds.obstacles import Obstacles, inside, move_forward
