@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from llava.conversation import TEMPLATES
 from llava.model.builder import build_model, load_pretrained_model
 from llava.train.args import EMBEDDED, ModelArguments
+from llava.train.corpus import fixed_phrases
 from llava.train.parse import RunArguments
 from llava.utils.distributed import barrier
 from llava.utils.registry import Registry
@@ -64,8 +65,8 @@ EMBEDDED_MODELS.register("tiny")(
         patch_size=16,
         stem_strides=(4, 4),
         tower={
-            "stem_width": 32, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4,
-            "hidden_act": "relu",
+            "stem_width": 32, "hidden_act": "relu",
+            "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4,
         },
         language_model={
             "hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 3,
@@ -176,7 +177,8 @@ def _tower_reading(args: RunArguments) -> dict[str, Any]:
 def _embedded(args: RunArguments, dtype: torch.dtype, corpus: Callable[[], Iterable[str]]) -> PreparedModel:
     folder = Path(args.training.output_dir or ".") / TOKENIZER_FOLDER
     if args.training.process_index == 0:
-        train_tokenizer(corpus(), args.model.vocab_size, folder)
+        template = args.model.version if args.model.version != "auto" else EMBEDDED_TEMPLATE
+        train_tokenizer(corpus(), args.model.vocab_size, folder, fixed_phrases(template))
     barrier()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}

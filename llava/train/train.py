@@ -133,6 +133,8 @@ def _set_up_process(args: RunArguments) -> None:
 
         # before any weights are split: on the CPU only this call makes DeepSpeed see the other ranks
         deepspeed.init_distributed(dist_backend="gloo" if training.device.type == "cpu" else "nccl")
+    if training.ddp_find_unused_parameters is None:
+        training.ddp_find_unused_parameters = False  # every trainable weight is reached in every forward pass
     if training.n_gpu > 1:
         logger.warning(
             "%d GPUs are visible to one process, one is used; start one process per GPU with torchrun", training.n_gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def write_toy_world(root: Path, *, num_episodes: int = 12, size: int = 16) -> Pa
             grounding.append(_question(f"{episode}-{step}", frames[-1], step))
     (root / "annotations.json").write_text(json.dumps(records))
     (root / "grounding.json").write_text(json.dumps(grounding))
+    seen = {str(e): [{"red ball": [step, 2], "blue box": None} for step in range(4)] for e in range(num_episodes)}
+    (root / "episode_grounding.json.gz").write_bytes(gzip.compress(json.dumps(seen).encode()))
     return root
 
 
@@ -40,4 +43,4 @@ def _question(name: str, frame: str, step: int) -> dict:
         {"from": "human", "value": "<image>\nWhich colour is it?"},
         {"from": "gpt", "value": ("blue", "green", "red", "white")[step]},
     ]
-    return {"id": name, "image": frame, "conversations": turns}
+    return {"id": name, "image": f"train/{frame}", "conversations": turns}
