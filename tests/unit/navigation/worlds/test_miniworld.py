@@ -33,7 +33,7 @@ def test_two_renderers_agree_on_the_depth_of_every_view(world, level):
     assert world.position() == own.position()
     for theirs, ours in views[::4]:
         difference = abs(theirs.depth - ours.depth) / ours.depth
-        assert np.median(difference) < 0.01  # a depth buffer of few bits
+        assert np.median(difference) < 0.03  # a depth buffer of few bits
         assert (difference > 0.05).mean() < 0.06  # silhouettes
 
 
