@@ -20,14 +20,14 @@ help:  ## this list
 $(VENV)/.installed: constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing llava[$(EXTRAS)] into $(VENV) (once, about two minutes)"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[$(EXTRAS)]" -c constraints.txt
-	@touch $@
+	@begin=$$(date +%s); $(BIN)/python -m pip install $(PIP_FLAGS) -e ".[$(EXTRAS)]" -c constraints.txt && \
+		echo "$$(($$(date +%s) - begin)) seconds" > $@
 
 $(VENV_OLDEST)/.installed: constraints-oldest.txt pyproject.toml
 	@test -x $(VENV_OLDEST)/bin/python || $(PYTHON) -m venv $(VENV_OLDEST)
 	@echo "installing llava[$(EXTRAS)] into $(VENV_OLDEST) (once, about two minutes)"
-	@$(VENV_OLDEST)/bin/python -m pip install $(PIP_FLAGS) -e ".[$(EXTRAS)]" -c constraints-oldest.txt
-	@touch $@
+	@begin=$$(date +%s); $(VENV_OLDEST)/bin/python -m pip install $(PIP_FLAGS) -e ".[$(EXTRAS)]" -c constraints-oldest.txt && \
+		echo "$$(($$(date +%s) - begin)) seconds" > $@
 
 install: $(VENV)/.installed  ## .venv with the package and its tools
 

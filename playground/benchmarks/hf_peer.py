@@ -47,6 +47,7 @@ def build_ours(size: Any) -> Any:
 
 def peer_of(ours: Any) -> nn.Module:
     """The peer with the same weights, copied part by part."""
+    placeholder: dict[str, Any] = {"image_token_id": ours.config.image_token_id}
     model = Peer(
         PeerConfig(
             text_config=LlamaConfig(**_settings(ours.llm.config)),
@@ -54,7 +55,7 @@ def peer_of(ours: Any) -> nn.Module:
             vision_feature_layer=-2,
             vision_feature_select_strategy="default",
             projector_hidden_act="gelu",
-            **{"image_token_id": ours.config.image_token_id},
+            **placeholder,
         )
     )
     inner: Any = model.model

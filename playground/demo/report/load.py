@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ def settings(layout: Layout) -> dict[str, str]:
     """Sizes and budgets for the end of the page."""
     profile, facts = layout.profile, {}
     facts["profile"] = profile.name
+    installed = Path(sys.prefix) / ".installed"  # written by the Makefile
+    if installed.is_file():
+        facts["install"] = installed.read_text().strip() or "not measured"
     facts["seed"] = str(profile.seed)
     facts["pictures"] = f"{profile.image_size} x {profile.image_size} pixels"
     for level in profile.levels:
