@@ -42,7 +42,7 @@ class EmbeddedModel:
     image_size: int
     patch_size: int
     stem_strides: tuple[int, ...]
-    tower: Mapping[str, int]
+    tower: Mapping[str, int | str]
     language_model: Mapping[str, int]
 
     def config_parts(self, *, vocab_size: int, context: int, ids: Mapping[str, int | None]) -> dict[str, Any]:

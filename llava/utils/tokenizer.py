@@ -196,7 +196,9 @@ _WORDS_IN_PYTHON = re.compile(
 )
 
 
-def train_tokenizer(corpus: Iterable[str], vocab_size: int, out_dir: str | Path) -> Tokenizer:
+def train_tokenizer(
+    corpus: Iterable[str], vocab_size: int, out_dir: str | Path, phrases: Sequence[str] = ()
+) -> Tokenizer:
     """Write a byte-level BPE tokenizer with the special tokens of Llama 3, to be read by AutoTokenizer.
 
     Frequent words (with the space before them), runs of one to three arrows and single digits are one token each.
@@ -205,6 +207,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int, out_dir: str | Path)
     Args:
         vocab_size: at most, special tokens and the 256 bytes included; too small a size leaves rare words in several
             tokens, a small corpus yields a smaller vocabulary.
+        phrases: texts that stand word for word in every prompt; each becomes one more token, whatever it contains.
 
     Raises:
         ValueError: for a vocabulary that cannot hold the bytes, or an empty corpus.
@@ -218,7 +221,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int, out_dir: str | Path)
     if not counts:
         raise ValueError("the corpus has no words; give at least one non-empty text")
     backend = _byte_level_bpe(counts, vocab_size - len(LLAMA_3_SPECIALS))
-    return _save_llama_3_style(backend, Path(out_dir))
+    return _save_llama_3_style(backend, Path(out_dir), phrases)
 
 
 def _byte_level_bpe(counts: Counter[str], vocab_size: int) -> Any:
@@ -258,7 +261,7 @@ def _merges_of(backend: Any) -> list[tuple[str, str]]:
     return [(a, b) for a, b in json.loads(backend.to_str())["model"]["merges"]]
 
 
-def _save_llama_3_style(backend: Any, out_dir: Path) -> Tokenizer:
+def _save_llama_3_style(backend: Any, out_dir: Path, phrases: Sequence[str]) -> Tokenizer:
     from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -270,6 +273,7 @@ def _save_llama_3_style(backend: Any, out_dir: Path) -> Tokenizer:
     )
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in LLAMA_3_SPECIALS])
+    backend.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     bos, eos = LLAMA_3_SPECIALS[:2]
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, backend.token_to_id(bos))]

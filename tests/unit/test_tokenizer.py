@@ -134,3 +134,11 @@ def test_chunks_and_whole_text_give_the_same_ids_for_byte_level_tokenizers(own):
             for chunkwise in (False, True)
         ]
         assert ids[0] == ids[1]
+
+
+def test_a_phrase_is_one_token_and_words_inside_it_stay_words_elsewhere(tmp_path):
+    tokenizer = train_tokenizer(CORPUS, 600, tmp_path, phrases=["The next action is"])
+    assert tokenizer.tokenize("The next action is")[0] == "The next action is"
+    assert len(tokenizer.tokenize("The next")) > 1
+    text = "The next action is turn left"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
