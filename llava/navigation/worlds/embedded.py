@@ -84,7 +84,9 @@ class EmbeddedWorldBatch:
     def positions(self) -> Float[np.ndarray, "n 3"]:
         return np.stack([self.x, np.zeros_like(self.x), self.z], axis=1)
 
-    def step(self, actions: Int[np.ndarray, " n"], active: Bool[np.ndarray, " n"] | None = None) -> None:
+    def step(
+        self, actions: Int[np.ndarray, " n"] | Sequence[int], active: Bool[np.ndarray, " n"] | None = None
+    ) -> None:
         """One low-level action each (0 STOP, 1 FORWARD, 2 LEFT, 3 RIGHT); inactive robots stay as they are."""
         actions = np.asarray(actions)
         if actions.shape != (len(self),) or ((actions < 0) | (actions > 3)).any():
