@@ -107,7 +107,7 @@ def write(
 
 
 def make_generation_config_valid(config: Any) -> None:
-    """Published folders set a temperature beside do_sample=False, which transformers does not write; sampling was meant."""
+    """Published folders set a temperature beside do_sample=False, which transformers refuses; sampling was meant."""
     if config is not None and not config.do_sample:
         sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
         if any(getattr(config, key, None) not in (None, default) for key, default in sampling.items()):

@@ -274,6 +274,7 @@ def test_the_class_asked_for_must_be_the_one_in_the_folder(saved: Path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA device quantised loading works")
 def test_quantised_loading_without_cuda_says_what_is_missing(saved: Path):
+    pytest.importorskip("bitsandbytes")
     with pytest.raises(ValueError, match=r"load_4bit needs a CUDA device.*pip install"):
         load_pretrained_model(str(saved), load_4bit=True)
 
