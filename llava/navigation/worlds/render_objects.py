@@ -43,6 +43,8 @@ class Views(NamedTuple):
     radius: np.ndarray
     half_x: np.ndarray  # of boxes, along the axes of the house
     half_z: np.ndarray
+    half_side: np.ndarray  # of the surrounding box in the frame of the heading
+    half_ahead: np.ndarray
 
     def take(self, rows: np.ndarray) -> Views:
         return Views(*(values[rows] for values in self))
@@ -101,11 +103,12 @@ def _views(houses: HouseBatch, index: np.ndarray, pose: Pose, rays: Rays) -> Vie
         houses.has_object, houses.object_x, houses.object_z, houses.radius + houses.height, index, pose, rays
     )
     house = index[view]
-    radius = houses.radius[house, slot].astype(np.float32)
+    radius, shape = houses.radius[house, slot].astype(np.float32), houses.shape[house, slot]
+    half_side, half_ahead = _turned(radius, radius, pose.heading[view])
     objects = Views(
         view=view,
         identity=(slot + 1).astype(np.uint8),
-        shape=houses.shape[house, slot],
+        shape=shape,
         material=(OBJECT_BASE + houses.colour[house, slot].astype(np.int32)) * ROW,
         side=side,
         ahead=ahead,
@@ -114,6 +117,8 @@ def _views(houses: HouseBatch, index: np.ndarray, pose: Pose, rays: Rays) -> Vie
         radius=radius,
         half_x=radius,
         half_z=radius,
+        half_side=np.where(shape == BOX, half_side, radius),
+        half_ahead=np.where(shape == BOX, half_ahead, radius),
     )
     if houses.lintels.shape[1] == 0:
         return objects
@@ -128,6 +133,7 @@ def _lintels(houses: HouseBatch, index: np.ndarray, pose: Pose, rays: Rays) -> V
     view, slot, side, ahead = _in_view(present, middle_x, middle_z, half_x + half_z, index, pose, rays)
     house, count = index[view], len(view)
     half_x, half_z = (half[house, slot].astype(np.float32) for half in (half_x, half_z))
+    half_side, half_ahead = _turned(half_x, half_z, pose.heading[view])
     return Views(
         view=view,
         identity=np.zeros(count, dtype=np.uint8),
@@ -140,7 +146,15 @@ def _lintels(houses: HouseBatch, index: np.ndarray, pose: Pose, rays: Rays) -> V
         radius=np.maximum(half_x, half_z),
         half_x=half_x,
         half_z=half_z,
+        half_side=half_side,
+        half_ahead=half_ahead,
     )
+
+
+def _turned(half_x: np.ndarray, half_z: np.ndarray, heading: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Half extents to the side and ahead of a box along the axes of the house."""
+    x, z = abs(tables.RIGHT_X[heading]).astype(np.float32), abs(tables.RIGHT_Z[heading]).astype(np.float32)
+    return half_x * x + half_z * z, half_x * z + half_z * x
 
 
 def _in_view(
@@ -174,11 +188,9 @@ def _pixel_rectangles(views: Views, rays: Rays) -> tuple[Views, np.ndarray, np.n
     Rectangles [V, 4] are column0, column1, row0, row1 with the ends excluded, around the projected bounding box.
     """
     camera = rays.camera
-    cornerwise = np.where((views.shape == BOX) | (views.shape == LINTEL), np.float32(1.4143), np.float32(1))
-    half = views.radius * cornerwise
     top = views.bottom + views.height
     cos, sin = (np.float32(value) for value in camera.pitch_cos_sin)
-    near, far = views.ahead - half, views.ahead + half
+    near, far = views.ahead - views.half_ahead, views.ahead + views.half_ahead
     columns, rows, depths = [], [], []
     for ahead in (near, far):
         for up in (views.bottom, top):
@@ -186,7 +198,7 @@ def _pixel_rectangles(views: Views, rays: Rays) -> tuple[Views, np.ndarray, np.n
             depths.append(axial)
             axial = np.maximum(axial, np.float32(0.05))
             rows.append((up * cos - ahead * sin) / axial)
-            columns += [(views.side - half) / axial, (views.side + half) / axial]
+            columns += [(views.side - views.half_side) / axial, (views.side + views.half_side) / axial]
     nearest = _least(depths)
     pixel = np.float32(2 * camera.tan_half_hfov / camera.width)
     middle = np.float32(camera.width / 2), np.float32(camera.height / 2)

@@ -19,6 +19,7 @@ from llava.navigation.worlds.render_objects import draw_objects
 from llava.navigation.worlds.tables import CEILING_M, ROW, TEXELS_PER_M_U, TEXELS_PER_M_V, TEXTURE_U, TEXTURE_V
 
 CHUNK_PIXELS = 1 << 18  # objects: enough pixels to hide the cost of a call
+MAX_GRID = 3  # rooms in a row or column
 TILE_PIXELS = 1 << 16  # background and shading: small enough for the cache
 
 
@@ -233,9 +234,27 @@ def _floor_rows(
     tile_x = (ray_x * (plane * scale) + (pose.ray_x * scale + offset)).astype(np.int32)
     tile_z = (ray_z * (plane * scale) + (pose.ray_z * scale + offset)).astype(np.int32)
     tone = ((tile_x ^ tile_z) & 1) * (2 * tables.NUM_SHADES) + 4 * tables.NUM_SHADES
-    base = (tables.FLOOR_BASE + houses.floor_tint) * ROW
+    base = ((tables.FLOOR_BASE + houses.floor_tint) * ROW).astype(np.int32)
     if base.shape[1] == 1:
-        return tone + base[index][:, :, None].astype(np.int32)
-    middle = tables.TILE_M * np.float32(1)
-    room = _room_at(houses, index, (tile_x - 64) * middle + middle / 2, (tile_z - 64) * middle + middle / 2)
-    return tone + base[index][np.arange(len(index))[:, None, None], room].astype(np.int32)
+        tone += base[index][:, :, None]
+        return tone
+    column = _room_of_tile(houses).take(tile_x, mode="clip")
+    row = (_room_of_tile(houses) * MAX_GRID).take(tile_z, mode="clip")
+    row += column
+    row += (np.arange(len(index), dtype=np.int32) * MAX_GRID**2)[:, None, None]
+    tone += _floor_grid(houses, base)[index].reshape(-1).take(row, mode="clip")
+    return tone
+
+
+def _room_of_tile(houses: HouseBatch) -> np.ndarray:
+    """Row or column of rooms that a floor square (number 64 is the first of the house) lies in."""
+    tiles = round(float(houses.room_size[0]) / tables.TILE_M)
+    return np.clip((np.arange(64 + MAX_GRID * tiles) - 64) // tiles, 0, MAX_GRID - 1).astype(np.int32)
+
+
+def _floor_grid(houses: HouseBatch, base: np.ndarray) -> np.ndarray:
+    """Colour-table rows of the floors as [N, 3 x 3] rooms, the last row and column repeated where a house has fewer."""
+    row = np.minimum(np.arange(MAX_GRID)[None, :, None], houses.grid[:, 0, None, None] - 1)
+    column = np.minimum(np.arange(MAX_GRID)[None, None, :], houses.grid[:, 1, None, None] - 1)
+    room = row * houses.grid[:, 1, None, None] + column
+    return np.take_along_axis(base, room.reshape(len(houses), -1), 1)
