@@ -12,7 +12,12 @@ from llava.data.base import Dataset, existing
 from llava.data.utils import BrokenSampleError, read_json
 
 GOAL = "goal"
-"""Name under which a table may hold the object that the instruction means: asked half of the time."""
+"""Name under which a table may hold the object that the instruction means."""
+GOAL_SHARE, VISIBLE_SHARE = 0.6, 0.75
+"""How often a decision's first question is about the goal, and any other about something in view.
+
+Most objects are out of view at most times: drawn evenly, three questions of four would teach the word `no`.
+"""
 TOKENS_PER_QUESTION = 6
 """For length estimates only."""
 
@@ -31,18 +36,26 @@ def grounding_dialogue(name: str, where: Sequence[int] | None) -> tuple[str, str
 
 @dataclass(frozen=True)
 class Grounding:
-    """`{episode: [per decision {object: [column, distance] | null}]}` and the mean number of questions per decision."""
+    """What the world knew, and how much of it is asked.
+
+    Attributes:
+        tables: `{episode: [per decision {object: [column, distance] | null}]}`.
+        per_decision: mean number of questions.
+        with_goal: False where the sequence does not say what the goal is.
+    """
 
     tables: Mapping[str, Sequence[Mapping[str, Any]]]
     per_decision: float
+    with_goal: bool = True
 
     @classmethod
     def of(cls, dataset: Dataset, path: str | Path | None) -> Grounding | None:
         """What the options of the data set ask for; None = no questions."""
-        wanted = dataset.context.options.grounding_questions
-        if not wanted:
+        options = dataset.context.options
+        if not options.grounding_questions:
             return None
-        return cls(read_json(existing(path, key="grounding_path", dataset=dataset.name)), wanted)
+        tables = read_json(existing(path, key="grounding_path", dataset=dataset.name))
+        return cls(tables, options.grounding_questions, options.learn_decisions)
 
     def ask(self, episode: str, decision: int, chance: random.Random) -> list[tuple[str, str]]:
         """Round the wanted mean up or down at random, so that 0.25 asks at every fourth decision."""
@@ -56,7 +69,18 @@ class Grounding:
                 f"least {decision + 1}, one per decision; write annotations and grounding in one go"
             )
         table = known[decision]
-        names = [GOAL] if GOAL in table and chance.random() < 0.5 else []
-        others = sorted(set(table) - {GOAL})
-        names += chance.sample(others, min(wanted - len(names), len(others)))
+        names = [GOAL] if self.with_goal and GOAL in table and chance.random() < GOAL_SHARE else []
+        names += _draw(table, wanted - len(names), chance)
         return [grounding_dialogue(name, table[name]) for name in names]
+
+
+def _draw(table: Mapping[str, Any], count: int, chance: random.Random) -> list[str]:
+    """Different objects; each from those in view with VISIBLE_SHARE, as long as there are any."""
+    others = sorted(set(table) - {GOAL})
+    chance.shuffle(others)
+    in_view, hidden = [n for n in others if table[n] is not None], [n for n in others if table[n] is None]
+    names = []
+    for _ in range(min(count, len(others))):
+        first, second = (in_view, hidden) if chance.random() < VISIBLE_SHARE else (hidden, in_view)
+        names.append((first or second).pop())
+    return names

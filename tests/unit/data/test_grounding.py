@@ -15,11 +15,22 @@ def test_an_answer_is_column_and_distance_in_two_digits():
     assert grounding_dialogue("red ball", None) == (" red ball?", "no")
 
 
-def test_half_of_the_first_questions_are_about_the_goal():
-    grounding = Grounding(TABLE, 1.0)
-    asked = [grounding.ask("3", 0, random.Random(seed))[0][0] for seed in range(400)]
-    assert 150 < asked.count(" goal?") < 250
-    assert {" red ball?", " blue box?"} < set(asked)
+def _asked(grounding):
+    return [grounding.ask("3", 0, random.Random(seed))[0][0] for seed in range(400)]
+
+
+def test_most_first_questions_are_about_the_goal_and_most_others_about_what_is_in_view():
+    asked = _asked(Grounding(TABLE, 1.0))
+    assert 200 < asked.count(" goal?") < 280
+    assert asked.count(" red ball?") > 2 * asked.count(" blue box?") > 0
+
+
+def test_without_a_task_nobody_asks_for_its_goal():
+    assert set(_asked(Grounding(TABLE, 1.0, with_goal=False))) == {" red ball?", " blue box?"}
+
+
+def test_no_more_questions_than_objects():
+    assert len(Grounding(TABLE, 9.0, with_goal=False).ask("3", 0, random.Random(0))) == 2
 
 
 def test_a_share_of_questions_is_rounded_at_random():
