@@ -16,6 +16,9 @@ from playground.demo.phases import Phase, Progress
 PLAIN_SECONDS = 15.0
 """A plain line per running phase at most so often."""
 
+WIDE = 110
+"""Columns from which on the note of a phase (step, loss, speed) fits beside it."""
+
 
 def clock(seconds: float) -> str:
     """m:ss, or h:mm:ss from one hour on."""
@@ -60,14 +63,13 @@ class Display:
 
     def _lines(self, running: list[tuple[Phase, float, Progress]], seconds_left: float) -> Group:
         table = Table.grid(padding=(0, 2))
+        wide = self.console.width >= WIDE
         for phase, elapsed, progress in running:
-            left = progress.seconds_left if progress.seconds_left is not None else 0.0
-            table.add_row(
-                Text(f"  {phase.title}", style="bold"),
-                ProgressBar(total=1.0, completed=progress.share, width=24),
-                f"{clock(elapsed)} spent, {clock(left)} left",
-                Text(progress.note, style="dim"),
-            )
+            left = clock(progress.seconds_left) if progress.seconds_left is not None else "?"
+            title = Text(f"  {phase.title}", style="bold", no_wrap=True)
+            bar = ProgressBar(total=1.0, completed=progress.share, width=24 if wide else 14)
+            times = Text(f"{clock(elapsed)} spent, {left} left", no_wrap=True)
+            table.add_row(title, bar, times, *([Text(progress.note, style="dim", no_wrap=True)] if wide else []))
         spent = time.monotonic() - self._started
         return Group(table, Text(f"  {clock(spent)} so far, about {clock(seconds_left)} to go", style="cyan"))
 

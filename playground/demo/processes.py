@@ -50,12 +50,19 @@ def signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
+def ask_to_stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGINT, as Ctrl-C: training saves a checkpoint and leaves."""
+    if process.poll() is None:
+        signal_group(process.pid, signal.SIGINT)
+
+
 def end(process: subprocess.Popen[bytes], *, grace: float = GRACE_SECONDS) -> None:
-    """Ask with SIGINT (training saves a checkpoint), then with SIGTERM, then do not ask; the group's rest goes too."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Wait for a child that was asked to stop, then SIGTERM, then do not ask; the group's rest goes too."""
+    for number in (None, signal.SIGTERM):
         if process.poll() is not None:
             break
-        signal_group(process.pid, number)
+        if number is not None:
+            signal_group(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=grace)
     signal_group(process.pid, signal.SIGKILL)

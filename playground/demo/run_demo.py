@@ -118,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 = everything is there, 1 = a phase failed, 2 = a mistake in the call, 130 = interrupted."""
     options = build_parser().parse_args(arguments)
     console = Console(highlight=False, stderr=False)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a lost terminal stops the phases as Ctrl-C does
+        signal.signal(number, _interrupt)
     try:
         profile = choose_profile(options)
         run_dir = options.run_dir or Path(profile.run_dir)

@@ -190,6 +190,8 @@ class Runner:
 
     def _stop_all(self) -> None:
         for item in self._running:
+            processes.ask_to_stop(item.process)  # all at once: each may take seconds to save
+        for item in self._running:
             processes.end(item.process)
             self.ledger.stop(item.phase, item.elapsed, done=False)
         self._running.clear()
