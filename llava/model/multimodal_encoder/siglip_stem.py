@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
@@ -18,7 +19,11 @@ from llava.model.multimodal_encoder.vision_encoder import VisionTower
 
 
 class SiglipStemConfig(SiglipVisionConfig):
-    """`stem_strides` multiply to patch_size; `stem_width` channels lie between the convolutions."""
+    """`stem_strides` multiply to patch_size; `stem_width` channels lie between the convolutions.
+
+    `position_std` is how large position embeddings start. The stem's output starts near 1; beside it SigLIP's own
+    1 / sqrt(width) is so small that a young tower cannot say where something is.
+    """
 
     model_type = "siglip_stem"
     __no_type_check__ = True  # configs of transformers take any keyword; shape checks under pytest would refuse it
@@ -26,6 +31,7 @@ class SiglipStemConfig(SiglipVisionConfig):
 
     stem_strides: Any = (4, 4)
     stem_width: int = 64
+    position_std: float = 0.6
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("vision_use_head", False)
@@ -66,6 +72,11 @@ class SiglipStemModel(SiglipVisionModel):
         super().__init__(config)
         self.embeddings = SiglipStemEmbeddings(config)
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SiglipStemEmbeddings):
+            init.normal_(module.position_embedding.weight, std=self.config.position_std)
 
 
 class SiglipStemVisionTower(VisionTower):
