@@ -160,7 +160,7 @@ class MultimodalProjector(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Fresh layers start as `nn.Linear` starts by itself, wider than transformers' 0.02: small models learn faster."""
+        """Fresh layers start as `nn.Linear` does by itself, wider than the usual 0.02: small models learn faster."""
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
