@@ -45,6 +45,7 @@ class DataOptions:
         max_decisions: whole episodes only: longer ones are cut into windows that keep the instruction.
         grounding_questions: whole episodes only: mean number of asides per decision that ask where an object is.
         learn_decisions: whole episodes only: False leaves out the task and the answers, so that the questions remain.
+        names_place: whole episodes only: answers begin with the place of the goal (see `StreamingFormat`).
         keep_pictures_mb: whole episodes only: decoded pictures that each process keeps for the next epoch.
         on_error: "skip" takes the next good sample, counts and logs; "raise" stops at the first broken one.
         max_retries: how many samples in a row may be skipped before the run stops.
@@ -59,6 +60,7 @@ class DataOptions:
     max_decisions: int | None = None
     grounding_questions: float = 0.0
     learn_decisions: bool = True
+    names_place: bool = False
     keep_pictures_mb: int = 0
     on_error: Literal["raise", "skip"] = "skip"
     max_retries: int = 8

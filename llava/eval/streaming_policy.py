@@ -15,7 +15,7 @@ from llava.eval.decoding import Context, greedy_answers, left_padded
 from llava.eval.model_side import ModelSide
 from llava.eval.policies import Decision, EpisodeView
 from llava.navigation.actions import DEFAULT_FALLBACK, Action, decide
-from llava.navigation.prompt import StreamingFormat
+from llava.navigation.prompt import PLACE_LENGTH, StreamingFormat
 
 
 @dataclass
@@ -94,8 +94,9 @@ class StreamingPolicy:
         vocabulary = getattr(self.prompt.action_format, "vocabulary", None)
         if vocabulary is None:
             return 32
+        place = PLACE_LENGTH if self.prompt.names_place else 0
         longest = max(len(self.side.word_ids(answer)) for answer in vocabulary())
-        return 1 if longest == 1 else longest + 1
+        return place + (1 if longest == 1 else longest + 1)
 
     def _opening(self, instruction: str) -> Tensor:
         pieces = self.prompt.opening(instruction)

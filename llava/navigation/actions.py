@@ -136,7 +136,7 @@ class ArrowFormat:
         ActionKind.RIGHT: "→",
     }
     _ANSWER: ClassVar[re.Pattern[str]] = re.compile(
-        r"(?P<stop>\bstop\b)|(?P<arrow>[↑←→])\s*(?:(?P=arrow)\s*)*", re.IGNORECASE
+        r"(?P<stop>(?<![^\W\d])stop\b)|(?P<arrow>[↑←→])\s*(?:(?P=arrow)\s*)*", re.IGNORECASE
     )
 
     def vocabulary(self) -> list[str]:

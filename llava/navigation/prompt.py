@@ -19,6 +19,8 @@ from llava.video.frame_sampling import vlnce_indices
 Message = dict[str, str]
 """One turn of a LLaVA record: {"from": "human" | "gpt", "value": text}."""
 InstructionStyle = Literal["normalised", "raw"]
+PLACE_LENGTH = 2
+"""Digits of a place: column of the picture and metres; `00` = not in view."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,14 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One decision of an episode: the picture seen, the right action, and questions about that picture."""
+    """One decision of an episode: the picture seen, the right action, and questions about that picture.
+
+    `place` says where the goal is in it, for formats whose answers name it.
+    """
 
     frame: int
     action: Action
+    place: str = ""
     questions: Sequence[tuple[str, str]] = ()
 
 
@@ -139,26 +145,30 @@ class StreamingFormat(_StoredFormat):
     Attributes:
         answers_visible: False puts every answer on a branch of its own: later decisions cannot copy earlier ones.
         end_of_turn: special token that closes an answer.
+        names_place: an answer first says where the goal is, two digits as in the grounding questions, then what to do.
     """
 
     name: ClassVar[str] = "streaming"
     instruction: InstructionStyle = "normalised"
     answers_visible: bool = False
     end_of_turn: str = "<|eot_id|>"
+    names_place: bool = False
     action_format: ActionFormat = field(default_factory=ArrowFormat)
 
     def opening(self, instruction: str) -> list[Piece]:
         return [Piece(text=f"Your task is: {_shown(instruction, self.instruction)}\n")]
 
-    def answer_text(self, action: Action) -> str:
-        return self.action_format.write(action) + self.end_of_turn
+    def answer_text(self, action: Action, place: str = "") -> str:
+        if self.names_place and len(place) != PLACE_LENGTH:
+            raise ValueError(f"place of the goal is {place!r}, expected {PLACE_LENGTH} digits; 00 = not in view")
+        return (place if self.names_place else "") + self.action_format.write(action) + self.end_of_turn
 
     def training_pieces(self, instruction: str, steps: Sequence[Step]) -> list[Piece]:
         """The whole episode with every answer supervised; questions are asides that nothing else sees."""
         pieces, branch = self.opening(instruction), 0
         for step in steps:
             answer_branch = 0 if self.answers_visible else (branch := branch + 1)
-            answer = Piece(text=self.answer_text(step.action), supervised=True, branch=answer_branch)
+            answer = Piece(text=self.answer_text(step.action, step.place), supervised=True, branch=answer_branch)
             asides = self._asides(step, after=branch)
             branch += len(step.questions)
             # the answer directly follows its picture, whose last token must predict it
@@ -187,7 +197,7 @@ class StreamingFormat(_StoredFormat):
 
     def acted(self, action: Action) -> list[Piece]:
         """What a taken action leaves in the sequence: nothing while answers are invisible."""
-        return [Piece(text=self.answer_text(action))] if self.answers_visible else []
+        return [Piece(text=self.action_format.write(action) + self.end_of_turn)] if self.answers_visible else []
 
     def inference_pieces(self, instruction: str, frames: Sequence[int], actions: Sequence[Action]) -> list[Piece]:
         """All that the model has seen when it is to answer the last of `frames`; one action between any two of them."""

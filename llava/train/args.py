@@ -82,6 +82,7 @@ class DataArguments:
     grounding_questions: float = option(
         0.0, "streaming: mean number of asides per decision that ask where an object is"
     )
+    names_place: bool = option(False, "streaming: answers first say where the goal is, stored in the checkpoint")
     learn_decisions: bool = option(
         True, "streaming: False trains the grounding questions only (a stage before walking)"
     )

@@ -112,6 +112,7 @@ def data_options(args: RunArguments, config: Any) -> DataOptions:
         "max_decisions": data.max_decisions,
         "grounding_questions": data.grounding_questions,
         "learn_decisions": data.learn_decisions,
+        "names_place": data.names_place or stored.get("names_place", False),
         "tokenization_compat": getattr(config, "tokenization_compat", None),
         "on_error": data.broken_samples,
         "seed": args.training.seed,

@@ -70,7 +70,7 @@ PROFILES.register("demo")(
     Profile(
         name="demo",
         run_dir="runs/demo",
-        levels=(Level(name="one_room", title="one room", houses=6000, align_seconds=80, train_seconds=390),),
+        levels=(Level(name="one_room", title="one room", houses=4000, align_seconds=80, train_seconds=390),),
     )
 )
 

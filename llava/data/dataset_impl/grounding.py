@@ -16,7 +16,7 @@ GOAL = "goal"
 GOAL_SHARE, VISIBLE_SHARE = 0.6, 0.75
 """How often a decision's first question is about the goal, and any other about something in view.
 
-Most objects are out of view at most times: drawn evenly, three questions of four would teach the word `no`.
+Most objects are out of view at most times: drawn evenly, three questions of four would teach the answer `00`.
 """
 TOKENS_PER_QUESTION = 6
 """For length estimates only."""
@@ -26,12 +26,17 @@ def grounding_dialogue(name: str, where: Sequence[int] | None) -> tuple[str, str
     """Question and answer about one object, as short as they can be because thousands of them hang on one epoch.
 
     The answer is two digits: the column of the picture it is in (1 = left edge .. 8) and its distance in metres (9 = 9
-    or more); `no` = not in view.
+    or more); `00` = not in view.
 
     >>> grounding_dialogue("red ball", [5, 2])
     (' red ball?', '52')
     """
-    return f" {name}?", "no" if where is None else f"{where[0]}{min(where[1], 9)}"
+    return f" {name}?", place_text(where)
+
+
+def place_text(where: Sequence[int] | None) -> str:
+    """Two digits, see `grounding_dialogue`."""
+    return "00" if where is None else f"{where[0]}{min(where[1], 9)}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Grounding:
     def of(cls, dataset: Dataset, path: str | Path | None) -> Grounding | None:
         """What the options of the data set ask for; None = no questions."""
         options = dataset.context.options
-        if not options.grounding_questions:
+        if not (options.grounding_questions or options.names_place):
             return None
         tables = read_json(existing(path, key="grounding_path", dataset=dataset.name))
         return cls(tables, options.grounding_questions, options.learn_decisions)
@@ -62,16 +67,26 @@ class Grounding:
         wanted = int(self.per_decision + chance.random())
         if not wanted:
             return []
+        table = self._table(episode, decision)
+        names = [GOAL] if self.with_goal and GOAL in table and chance.random() < GOAL_SHARE else []
+        names += _draw(table, wanted - len(names), chance)
+        return [grounding_dialogue(name, table[name]) for name in names]
+
+    def goal_place(self, episode: str, decision: int) -> str:
+        """Where the goal is when the decision is taken."""
+        table = self._table(episode, decision)
+        if GOAL not in table:
+            raise BrokenSampleError(f"episode {episode}: the grounding has no '{GOAL}', which answers are to name")
+        return place_text(table[GOAL])
+
+    def _table(self, episode: str, decision: int) -> Mapping[str, Any]:
         known = self.tables.get(episode)
         if known is None or len(known) <= decision:
             raise BrokenSampleError(
                 f"episode {episode} has {0 if known is None else len(known)} grounding entries, expected at "
                 f"least {decision + 1}, one per decision; write annotations and grounding in one go"
             )
-        table = known[decision]
-        names = [GOAL] if self.with_goal and GOAL in table and chance.random() < GOAL_SHARE else []
-        names += _draw(table, wanted - len(names), chance)
-        return [grounding_dialogue(name, table[name]) for name in names]
+        return known[decision]
 
 
 def _draw(table: Mapping[str, Any], count: int, chance: random.Random) -> list[str]:

@@ -17,7 +17,7 @@ from llava.data.dataset_impl.vlnce import check_decision, episode_of
 from llava.data.preprocess import encode_pieces
 from llava.data.utils import BrokenSampleError, read_records
 from llava.navigation.actions import STOP, Action, ActionKind, SentenceFormat
-from llava.navigation.prompt import Step, StreamingFormat
+from llava.navigation.prompt import PLACE_LENGTH, Step, StreamingFormat
 
 SENTENCES = SentenceFormat()
 
@@ -107,7 +107,10 @@ class StreamingDataset(Dataset):
         self.records = [window for episode in episodes for window in cut_windows(episode, options.max_decisions)]
         self.pictures = Pictures(Path(media_dir), context.spec, keep_bytes=options.keep_pictures_mb * 2**20)
         self.prompt_format = StreamingFormat(
-            instruction=options.instruction, answers_visible=options.answers_visible, end_of_turn=options.end_of_turn
+            instruction=options.instruction,
+            answers_visible=options.answers_visible,
+            end_of_turn=options.end_of_turn,
+            names_place=options.names_place,
         )
         self.grounding = Grounding.of(self, grounding_path)
 
@@ -134,8 +137,10 @@ class StreamingDataset(Dataset):
             raise BrokenSampleError(
                 f"answer {decision.answer!r} names no action; expected e.g. {SENTENCES.write(STOP)!r}"
             )
-        questions = self.grounding.ask(window.episode, window.first + number, chance) if self.grounding else ()
-        return Step(frame=number, action=action, questions=questions)
+        known, at = self.grounding, window.first + number
+        questions = known.ask(window.episode, at, chance) if known else ()
+        place = known.goal_place(window.episode, at) if known and self.context.options.names_place else ""
+        return Step(frame=number, action=action, place=place, questions=questions)
 
     def num_characters(self, index: int) -> int:
         return len(self.records[index].instruction)
@@ -152,7 +157,8 @@ class StreamingDataset(Dataset):
     @cached_property
     def tokens_per_answer(self) -> float:
         moves = [Action(kind, steps) for kind in ActionKind if kind != ActionKind.STOP for steps in (1, 2, 3)]
-        answers = [self.prompt_format.answer_text(action) for action in (STOP, *moves)]
+        place = "0" * PLACE_LENGTH
+        answers = [self.prompt_format.answer_text(action, place) for action in (STOP, *moves)]
         return sum(map(len, self.context.word_tokenizer(answers, add_special_tokens=False)["input_ids"])) / len(answers)
 
     @cached_property

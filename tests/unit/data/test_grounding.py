@@ -12,7 +12,7 @@ TABLE = {"3": [{"goal": [5, 2], "red ball": [5, 2], "blue box": None}]}
 
 def test_an_answer_is_column_and_distance_in_two_digits():
     assert grounding_dialogue("red ball", [5, 12]) == (" red ball?", "59")
-    assert grounding_dialogue("red ball", None) == (" red ball?", "no")
+    assert grounding_dialogue("red ball", None) == (" red ball?", "00")
 
 
 def _asked(grounding):
@@ -41,3 +41,9 @@ def test_a_share_of_questions_is_rounded_at_random():
 def test_a_decision_without_a_table_is_named():
     with pytest.raises(BrokenSampleError, match="episode 3 has 1 grounding entries, expected at least 5"):
         Grounding(TABLE, 1.0).ask("3", 4, random.Random(0))
+
+
+def test_the_place_of_the_goal_is_two_digits():
+    assert Grounding(TABLE, 0.0).goal_place("3", 0) == "52"
+    with pytest.raises(BrokenSampleError, match="no 'goal'"):
+        Grounding({"3": [{"red ball": [5, 2]}]}, 0.0).goal_place("3", 0)

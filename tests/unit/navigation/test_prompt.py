@@ -121,3 +121,14 @@ def test_a_wrong_stored_form_says_what_was_meant(config, error, words):
 def test_an_impossible_piece_is_refused(fields):
     with pytest.raises(ValueError, match=r"piece|frame"):
         Piece(**fields)
+
+
+def test_an_answer_may_say_where_the_goal_is_before_it_says_what_to_do():
+    form = StreamingFormat(names_place=True)
+    pieces = form.training_pieces("Go.", [Step(frame=0, action=FORWARD_2, place="52")])
+    assert pieces[-1] == Piece(text="52↑↑<|eot_id|>", supervised=True, branch=1)
+    assert form.read_action("52↑↑") == FORWARD_2
+    assert form.read_action("51STOP") == STOP
+    assert build_prompt_format(form.to_config()) == form
+    with pytest.raises(ValueError, match="expected 2 digits"):
+        form.training_pieces("Go.", [Step(frame=0, action=FORWARD_2)])
