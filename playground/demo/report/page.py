@@ -178,8 +178,8 @@ def costs(run: RunData) -> str:
 
 
 def timing(run: RunData) -> str:
-    phases = [row for row in run.timing.get("phases", []) if row["seconds"]]
-    bars = charts.time_bars([(row["title"], row["seconds"]) for row in phases], "seconds per phase")
+    phases = [row for row in run.timing.get("phases", []) if row["state"] == "done"]
+    bars = charts.time_bars([(row["title"], max(row["seconds"], 0.1)) for row in phases], "seconds per phase")
     commands = "\n\n".join(f"# {row['title']}\n" + "\n".join(row["commands"]) for row in phases)
     wall = run.timing.get("wall_seconds")
     lead = f"{run.timing.get('cores', '?')} cores; phases run side by side where their threads fit."
