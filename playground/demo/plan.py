@@ -35,7 +35,7 @@ FORMATS = (
     Format(name="streaming", title="streaming", script="sft_episodes.sh", mixture="embedded_streaming"),
     Format(name="8frames", title="8 frames", script="sft_8frames.sh", mixture="embedded_navigation"),
 )
-ALIGN = Format(name="align", title="align", script="align.sh", mixture="embedded_streaming")
+ALIGN = Format(name="align", title="align", script="align.sh", mixture="embedded_grounding")
 TASKS = {"one_room": "navigation-embedded", "multi_room": "navigation-embedded-rooms"}
 
 
