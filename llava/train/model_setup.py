@@ -53,7 +53,7 @@ class EmbeddedModel:
         }  # fmt: skip
         language_model = {
             "model_type": "llama", "vocab_size": vocab_size, "max_position_embeddings": context,
-            "tie_word_embeddings": True, **self.language_model, **ids,
+            "tie_word_embeddings": False, **self.language_model, **ids,
         }  # fmt: skip
         return {"llm_cfg": language_model, "vision_tower_cfg": tower, "mm_projector_cfg": "mlp_downsample"}
 
@@ -184,7 +184,10 @@ def _embedded(args: RunArguments, dtype: torch.dtype, corpus: Callable[[], Itera
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     size = EMBEDDED_MODELS[args.model.embedded_size]
     parts = size.config_parts(vocab_size=len(tokenizer), context=args.training.model_max_length, ids=ids)
-    return _built(parts, tokenizer, args, dtype)
+    prepared = _built(parts, tokenizer, args, dtype)
+    # as nn.Linear starts by itself: the language model's own 0.02 makes a young head slow to learn
+    prepared.model.llm.get_output_embeddings().reset_parameters()
+    return prepared
 
 
 def _built(

@@ -6,7 +6,7 @@ a second 4 x 4 merge keep it, for 0.2 % more parameters. Made for small models t
 
 from __future__ import annotations
 
-from math import prod
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,11 +19,7 @@ from llava.model.multimodal_encoder.vision_encoder import VisionTower
 
 
 class SiglipStemConfig(SiglipVisionConfig):
-    """`stem_strides` multiply to patch_size; `stem_width` channels lie between the convolutions.
-
-    `position_std` is how large position embeddings start. The stem's output starts near 1; beside it SigLIP's own
-    1 / sqrt(width) is so small that a young tower cannot say where something is.
-    """
+    """`stem_strides` multiply to patch_size; `stem_width` channels lie between the convolutions."""
 
     model_type = "siglip_stem"
     __no_type_check__ = True  # configs of transformers take any keyword; shape checks under pytest would refuse it
@@ -31,14 +27,13 @@ class SiglipStemConfig(SiglipVisionConfig):
 
     stem_strides: Any = (4, 4)
     stem_width: int = 64
-    position_std: float = 0.6
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("vision_use_head", False)
         super().__post_init__(**kwargs)
-        if prod(self.stem_strides) != self.patch_size:
+        if math.prod(self.stem_strides) != self.patch_size:
             raise ValueError(
-                f"stem_strides {tuple(self.stem_strides)} multiply to {prod(self.stem_strides)}, expected "
+                f"stem_strides {tuple(self.stem_strides)} multiply to {math.prod(self.stem_strides)}, expected "
                 f"patch_size = {self.patch_size}"
             )
 
@@ -74,9 +69,12 @@ class SiglipStemModel(SiglipVisionModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
+        """The stem starts as `nn.Conv2d` does by itself: SigLIP's wider start drowns the position embeddings (0.09
+        beside 1), and a young tower then cannot say where something is.
+        """
         super()._init_weights(module)
-        if isinstance(module, SiglipStemEmbeddings):
-            init.normal_(module.position_embedding.weight, std=self.config.position_std)
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
 
 
 class SiglipStemVisionTower(VisionTower):
