@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from PIL import Image as PILImage
+from typing import Any
 
 
 class Media:
@@ -39,15 +36,6 @@ class Image(File):
 
     >>> model.generate_content([llava.Image("kitchen.jpg"), "What is on the table?"])
     """
-
-    def open(self) -> PILImage.Image:
-        """The picture in RGB."""
-        from PIL import Image as PILImage
-
-        if not isinstance(self.path, str):
-            return self.path.convert("RGB")
-        with PILImage.open(self.path) as picture:
-            return picture.convert("RGB")
 
 
 class Video(File):

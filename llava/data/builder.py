@@ -185,7 +185,10 @@ def build_entry(entry: Entry, context: DataContext) -> Dataset:
 
 def _warn_of_differences(mixture: MixtureDataset) -> None:
     """One model has one camera and one prompt; a mixture of several is allowed and said."""
-    for kind, found in (("cameras", mixture.camera_profiles), ("navigation prompts", mixture.navigation_prompts)):
+    for kind, found, outcome in (
+        ("cameras", mixture.camera_profiles, "none is stored, so evaluation cannot compare them"),
+        ("navigation prompts", mixture.navigation_prompts, "the first is stored"),
+    ):
         if any(value != next(iter(found.values())) for value in found.values()):
             listed = "\n  ".join(f"{name}: {value}" for name, value in found.items())
-            logger.warning("the data sets of this mixture have different %s; the first is stored:\n  %s", kind, listed)
+            logger.warning("the data sets of this mixture have different %s; %s:\n  %s", kind, outcome, listed)

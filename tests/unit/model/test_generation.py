@@ -12,8 +12,9 @@ from PIL import Image as PILImage
 
 import llava
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.mm_utils import extract_media
 from llava.model.builder import build_model
-from llava.model.generation import encode_prompt, split_prompt
+from llava.model.generation import encode_prompt
 from llava.utils.tokenizer import train_tokenizer
 from tests.numerics.models import pictures, tiny_config, tiny_model
 
@@ -58,7 +59,7 @@ def test_text_and_one_and_many_pictures_are_answered(model: Any, picture: PILIma
 
 
 def test_pictures_stand_where_they_were_put(model: Any, picture: PILImage.Image):
-    text, shown = split_prompt(["left", picture, "right", picture], 4)
+    text, shown = extract_media(["left", picture, "right", picture], 4)
     assert text == "left<image>\nright<image>\n"
     assert len(shown) == 2
     ids, pixels = encode_prompt(model, ["left", picture, "right", picture])
@@ -73,7 +74,7 @@ def test_a_file_is_a_picture_and_a_list_is_a_clip(model: Any, picture: PILImage.
     assert model.generate_content([llava.Image(tmp_path / "hall.png"), "stop"], **GREEDY) == model.generate_content(
         [picture, "stop"], **GREEDY
     )
-    text, shown = split_prompt([llava.Video([picture] * 9), "stop"], 4)
+    text, shown = extract_media([llava.Video([picture] * 9), "stop"], 4)
     assert text == "<image>\n" * 4 + "stop"
     assert len(shown) == 4
 
@@ -81,7 +82,7 @@ def test_a_file_is_a_picture_and_a_list_is_a_clip(model: Any, picture: PILImage.
 def test_a_folder_of_frames_is_a_clip(picture: PILImage.Image, tmp_path: Path):
     for index in range(6):
         picture.save(tmp_path / f"frame_{index}.png")
-    _, shown = split_prompt([llava.Video(tmp_path), "stop"], 4)
+    _, shown = extract_media([llava.Video(tmp_path), "stop"], 4)
     assert len(shown) == 4
 
 
