@@ -32,6 +32,7 @@ class NavigationOptions:
         population: row of `POPULATIONS`; level, split, dataset and data say which episodes of it.
         episodes: how many at most; None = all.
         seed: offset of the houses' seeds within the split, where they are generated.
+        role, languages: of RxR-CE: whose episode file, and which instructions of it, comma separated; "" = all.
         config: task configuration of the user's Habitat.
         batch_size: episodes that run side by side.
         radii: success radii in metres, the first one is the task's own.
@@ -44,6 +45,8 @@ class NavigationOptions:
     data: str | None = None
     episodes: int | None = None
     seed: int = 0
+    role: str = ""
+    languages: str = ""
     config: str | None = None
     max_steps: int = MAX_STEPS
     batch_size: int = 50

@@ -91,7 +91,9 @@ def embedded_population(
 
 
 def find_episode_file(data_root: Path | None, options: NavigationOptions) -> Path | None:
-    """`<split>.json.gz` in the task's data folder, in `data_root` or in its folder of the level; None without a root.
+    """`<split>.json.gz` (`<split>_<role>.json.gz`) in the task's data folder, in `data_root` or in its folder of the level.
+
+    None without a root.
 
     Raises:
         FileNotFoundError: a root was given and holds none.
@@ -100,11 +102,12 @@ def find_episode_file(data_root: Path | None, options: NavigationOptions) -> Pat
         return None
     root = Path(options.data) if options.data is not None else Path(data_root or ".")
     places = [root, root / options.level, root / options.dataset]
+    name = f"{options.split}_{options.role}.json.gz" if options.role else f"{options.split}.json.gz"
     for folder in places:
-        if (folder / f"{options.split}.json.gz").is_file():
-            return folder / f"{options.split}.json.gz"
+        if (folder / name).is_file():
+            return folder / name
     raise FileNotFoundError(
-        f"no {options.split}.json.gz in {', '.join(map(str, places))}; give --data-root the folder that holds it, or "
+        f"no {name} in {', '.join(map(str, places))}; give --data-root the folder that holds it, or "
         "leave it out to evaluate on houses made from seeds"
     )
 
@@ -117,12 +120,11 @@ def habitat_population(
     file = find_episode_file(data_root, options)
     if file is None:
         raise FileNotFoundError(
-            f"{options.dataset} needs its episode files; give --data-root a folder with {options.split}.json.gz and "
-            f"{options.split}_gt.json.gz"
+            f"{options.dataset} needs its episode files; give --data-root a folder with those of {options.split}"
         )
     from llava.navigation.worlds.episode_files import read_episodes
 
-    episodes = read_episodes(file)[: options.episodes]
+    episodes = in_languages(read_episodes(file), options.languages)[: options.episodes]
 
     def make_world() -> Any:
         from llava.navigation.worlds.habitat import HabitatWorld
@@ -133,7 +135,22 @@ def habitat_population(
     known = len(plans) == len(episodes)
     return Population(
         episodes=episodes,
-        description=f"{options.dataset} {options.split} from {file}",
+        description=f"{options.dataset} {options.split} from {file}"
+        + (f", instructions in {options.languages}" if options.languages else ""),
         make_lanes=lambda count: WorldLanes(make_world, count),
         oracles={"oracle": lambda: ReplayPolicy("oracle", plans)} if known else {},
     )
+
+
+def in_languages(episodes: list[Episode], languages: str) -> list[Episode]:
+    """Those whose instruction is in one of the comma-separated languages; all of them for "".
+
+    Raises:
+        ValueError: there are none; says which languages there are.
+    """
+    wanted = {language.strip() for language in languages.split(",") if language.strip()}
+    kept = [episode for episode in episodes if not wanted or episode.language in wanted]
+    if not kept:
+        found = sorted({episode.language for episode in episodes})
+        raise ValueError(f"languages is '{languages}', but the episodes are in {', '.join(found)}")
+    return kept

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import takewhile
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -35,20 +34,13 @@ def corpus(registry: DataRegistry, mixture: str, template: str) -> Iterator[str]
 
 
 def fixed_phrases(template: str) -> list[str]:
-    """What every navigation prompt repeats word for word; as single tokens a decision of 8 frames has 2.5x fewer."""
+    """What navigation prompts and answers repeat word for word; as single tokens a decision has 2.5x fewer."""
     gap = "\n"
     prompt = NavilaFormat(instruction="raw").question(gap).replace(DEFAULT_IMAGE_TOKEN, gap)
     system = re.sub(r"<\|[a-z_]+\|>", gap, get_template(template).system)
     answers = [NavilaFormat().action_format.write(action) for action in ACTIONS]
-    moves = [answer for answer in answers if answer != NavilaFormat().action_format.write(STOP)]
-    stretches = [*prompt.split(gap), *system.split(gap), _common_beginning(moves), *set(answers).difference(moves)]
+    stretches = [*prompt.split(gap), *system.split(gap), *answers]
     return sorted({text for text in stretches if len(text) >= SHORTEST_PHRASE})
-
-
-def _common_beginning(texts: list[str]) -> str:
-    """Whole words that all texts begin with."""
-    columns = zip(*(text.split(" ") for text in texts), strict=False)
-    return " ".join(words[0] for words in takewhile(lambda words: len(set(words)) == 1, columns))
 
 
 def _texts_of(entry: Entry) -> Iterator[str]:

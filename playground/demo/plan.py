@@ -35,7 +35,7 @@ FORMATS = (
     Format(name="streaming", title="streaming", script="sft_episodes.sh", mixture="embedded_streaming"),
     Format(name="8frames", title="8 frames", script="sft_8frames.sh", mixture="embedded_navigation"),
 )
-ALIGN = Format(name="align", title="align", script="align.sh", mixture="embedded_grounding")
+ALIGN = Format(name="align", title="align", script="align.sh", mixture="embedded_streaming")
 TASKS = {"one_room": "navigation-embedded", "multi_room": "navigation-embedded-rooms"}
 
 
@@ -92,7 +92,7 @@ def _data(layout: Layout, level: Level, threads: int) -> Phase:
     camera = ("--width", str(profile.image_size), "--height", str(profile.image_size))
     common = ("--level", level.name, "--out", str(folder), *camera, "--threads", str(threads))
     train = ("vila-world", "write", *common, "--split", "train", "--houses", str(level.houses))
-    train += ("--seed", str(profile.seed * level.houses), "--noise", f"{level.noise:g}")
+    train += ("--seed", str(profile.seed * level.houses), "--noise", f"{level.noise:g}", "--oversample")
     unseen = ("vila-world", "write", *common, "--split", "val_unseen", "--houses", str(level.episodes), "--noise", "0")
     return Phase(
         name=name,
@@ -115,7 +115,7 @@ def _training(layout: Layout, level: Level, form: Format, threads: int, *, cores
     env = {"OUTPUT": str(output), "DATA_MIXTURE": form.mixture}
     if start is not None:
         env["MODEL"] = str(start)
-    title = "Align: say what is seen" if form is ALIGN else f"Training, {form.title}, {level.title}"
+    title = "Align: what both formats start from" if form is ALIGN else f"Training, {form.title}, {level.title}"
     return Phase(
         name=name,
         title=title,

@@ -70,7 +70,7 @@ PROFILES.register("demo")(
     Profile(
         name="demo",
         run_dir="runs/demo",
-        levels=(Level(name="one_room", title="one room", houses=4000, align_seconds=80, train_seconds=390),),
+        levels=(Level(name="one_room", title="one room", houses=4500, align_seconds=180, train_seconds=310),),
     )
 )
 
@@ -80,7 +80,7 @@ PROFILES.register("full")(
         run_dir="runs/demo-full",
         levels=(
             Level(
-                name="one_room", title="one room", houses=20_000, align_seconds=240, train_seconds=1260, episodes=400
+                name="one_room", title="one room", houses=12_000, align_seconds=300, train_seconds=1000, episodes=400
             ),
             Level(
                 name="multi_room", title="several rooms", houses=6000, train_seconds=600, episodes=200, max_steps=400

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Align: the model learns to say what it sees (two questions on every picture) before it learns to act on it.
-# An embedded model is new in every part, so all parts are trained; of a MODEL with GPUS_PER_NODE the projector alone.
+# Align: what every format starts from. With GPUS_PER_NODE the projector alone learns, from captions and questions.
+# An embedded model is new in every part, so all parts learn, from whole episodes: each picture answers two things, what
+# to do next and where an object is. The rate stays up, because the next stage goes on from here.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 export PATH="$ROOT/.venv/bin:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-COMMON=(--version llama_3 --packing True --save_total_limit 1 --lr_scheduler_type cosine --warmup_steps 0.05)
+COMMON=(--version llama_3 --packing True --save_total_limit 1)
 if [ -z "${GPUS_PER_NODE:-}" ]; then
     exec python -m llava.train.train "${COMMON[@]}" --stage sft \
         --model_name_or_path "${MODEL:-embedded}" \
         --data_mixture "${DATA_MIXTURE:-embedded_streaming}" --data_root "${DATA_ROOT:-runs/demo/data}" \
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding \
-        --output_dir "${OUTPUT:-runs/demo/models/align}" --model_max_length 1024 --tokens_per_batch 2048 \
-        --learn_decisions False --grounding_questions 2 --max_train_seconds 80 --save_seconds 60 --save_strategy no \
-        --learning_rate 1e-3 --weight_decay 0.05 --adam_beta2 0.98 --logging_steps 5 --dataloader_num_workers 0 "$@"
+        --output_dir "${OUTPUT:-runs/demo/models/align}" --model_max_length 1024 --tokens_per_batch 512 \
+        --grounding_questions 1 --max_train_seconds 170 --save_seconds 60 --save_strategy no \
+        --lr_scheduler_type constant_with_warmup --warmup_steps 0.05 --learning_rate 1e-3 --weight_decay 0.05 \
+        --adam_beta2 0.98 --logging_steps 20 --dataloader_num_workers 0 "$@"
 fi
 exec torchrun --nnodes "${n_node:-1}" --nproc_per_node "$GPUS_PER_NODE" --master_port "${MASTER_PORT:-25001}" \
     --master_addr "${MASTER_ADDR:-127.0.0.1}" --node_rank "${CURRENT_RANK:-0}" "$ROOT/llava/train/train_mem.py" \
@@ -20,4 +22,5 @@ exec torchrun --nnodes "${n_node:-1}" --nproc_per_node "$GPUS_PER_NODE" --master
     --model_name_or_path "${MODEL:?name the language model or checkpoint to start from}" \
     --data_mixture "${DATA_MIXTURE:?name data sets with captions or questions}" \
     --output_dir "${OUTPUT:-./checkpoints/align}" --model_max_length 4096 --tokens_per_batch 16384 \
-    --num_train_epochs 1 --save_strategy steps --save_steps 100 --logging_steps 1 --dataloader_num_workers 16 "$@"
+    --lr_scheduler_type cosine --warmup_steps 0.05 --num_train_epochs 1 --save_strategy steps --save_steps 100 \
+    --logging_steps 1 --dataloader_num_workers 16 "$@"

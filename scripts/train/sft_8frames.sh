@@ -11,9 +11,9 @@ if [ -z "${GPUS_PER_NODE:-}" ]; then
         --data_mixture "${DATA_MIXTURE:-embedded_navigation}" --data_root "${DATA_ROOT:-runs/demo/data}" \
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding \
         --output_dir "${OUTPUT:-runs/demo/models/8frames}" --num_video_frames 8 --model_max_length 1024 \
-        --packing True --grounding_questions 1 --tokens_per_batch 8192 --max_train_seconds 360 --save_seconds 60 --save_strategy no \
+        --packing True --grounding_questions 3 --tokens_per_batch 1024 --max_train_seconds 360 --save_seconds 60 --save_strategy no \
         --save_total_limit 1 --learning_rate 1e-3 --weight_decay 0.05 --adam_beta2 0.98 --lr_scheduler_type cosine --warmup_steps 0.05 \
-        --logging_steps 5 --dataloader_num_workers 0 "$@"
+        --logging_steps 20 --dataloader_num_workers 0 "$@"
 fi
 exec torchrun --nnodes "${n_node:-1}" --nproc_per_node "$GPUS_PER_NODE" --master_port "${MASTER_PORT:-25001}" \
     --master_addr "${MASTER_ADDR:-127.0.0.1}" --node_rank "${CURRENT_RANK:-0}" "$ROOT/llava/train/train_mem.py" \

@@ -11,8 +11,8 @@ if [ -z "${GPUS_PER_NODE:-}" ]; then
         --data_mixture "${DATA_MIXTURE:-embedded_streaming}" --data_root "${DATA_ROOT:-runs/demo/data}" \
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding \
         --output_dir "${OUTPUT:-runs/demo/models/streaming}" --grounding_questions 0.6 --model_max_length 1024 \
-        --tokens_per_batch 1536 --max_train_seconds 360 --save_seconds 60 --save_strategy no \
-        --learning_rate 1e-3 --weight_decay 0.05 --adam_beta2 0.98 --logging_steps 5 --dataloader_num_workers 0 "$@"
+        --tokens_per_batch 384 --max_train_seconds 360 --save_seconds 60 --save_strategy no \
+        --learning_rate 1e-3 --weight_decay 0.05 --adam_beta2 0.98 --logging_steps 20 --dataloader_num_workers 0 "$@"
 fi
 exec torchrun --nnodes "${n_node:-1}" --nproc_per_node "$GPUS_PER_NODE" --master_port "${MASTER_PORT:-25001}" \
     --master_addr "${MASTER_ADDR:-127.0.0.1}" --node_rank "${CURRENT_RANK:-0}" "$ROOT/llava/train/train_mem.py" \

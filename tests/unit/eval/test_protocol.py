@@ -1,6 +1,7 @@
 """The protocol card, cameras that must fit, and comparisons that must be fair."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from llava.eval.protocol import compare_cameras, episodes_hash
 from llava.eval.results import write_json
 from llava.eval.tables import text_of
 from llava.eval.tasks import Request, Task
+from llava.navigation.worlds.episode_files import write_episodes
+from llava.navigation.worlds.episodes import make_episodes
 
 CAMERA = {"height_m": 1.25, "pitch_deg": 0.0, "hfov_deg": 90.0, "width": 64, "height": 64}
 
@@ -72,6 +75,20 @@ def test_missing_episode_files_say_where_they_were_looked_for(tmp_path):
         POPULATIONS["embedded"](NavigationOptions(), tmp_path, None)
     with pytest.raises(FileNotFoundError, match="needs its episode files"):
         POPULATIONS["habitat"](NavigationOptions(), None, None)
+
+
+def test_rxr_is_read_by_role_and_language(tmp_path):
+    base = make_episodes("one_room", [0])[0]
+    spoken = [replace(base, episode_id=str(i), language=lang) for i, lang in enumerate(("en-US", "hi-IN", "en-IN"))]
+    write_episodes(tmp_path / "rxr/val_unseen_guide.json.gz", spoken)
+    options = NavigationOptions(population="habitat", dataset="rxr", role="guide", languages="en-US, en-IN")
+    found = POPULATIONS["habitat"](options, tmp_path, None)
+    assert [episode.episode_id for episode in found.episodes] == ["0", "2"]
+    assert "val_unseen_guide.json.gz, instructions in en-US, en-IN" in found.description
+    with pytest.raises(FileNotFoundError, match=r"no val_unseen_follower.json.gz"):
+        POPULATIONS["habitat"](replace(options, role="follower"), tmp_path, None)
+    with pytest.raises(ValueError, match=r"languages is 'te-IN', but the episodes are in en-IN, en-US, hi-IN"):
+        POPULATIONS["habitat"](replace(options, languages="te-IN"), tmp_path, None)
 
 
 def result(successes, **protocol):
