@@ -91,9 +91,7 @@ def embedded_population(
 
 
 def find_episode_file(data_root: Path | None, options: NavigationOptions) -> Path | None:
-    """`<split>.json.gz` (`<split>_<role>.json.gz`) in the task's data folder, in `data_root` or in its folder of the level.
-
-    None without a root.
+    """`<split>[_<role>].json.gz` in the task's data folder, in `data_root` or in its folder of the level, or None.
 
     Raises:
         FileNotFoundError: a root was given and holds none.
