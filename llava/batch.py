@@ -17,15 +17,18 @@ class VisualSpec:
         image_size: side in pixels of the square picture that the tower reads.
         tokens_per_image: language-model positions that one picture takes after the projector.
         image_mean, image_std: per-channel normalisation, applied on the device by the model to uint8 pictures.
-        aspect_mode: how a picture becomes square: "resize" (aspect ratio not kept), "pad" (centred on the mean colour)
-            or "crop" (shortest edge, then centre crop).
+        aspect_mode: how a picture becomes square: "resize" (aspect ratio not kept), "pad" (centred on the mean colour),
+            "crop" (shortest edge, then centre crop) or "dynamic" (cut into tiles; among others, resized).
+        min_tiles, max_tiles: of a "dynamic" picture; the whole picture follows its tiles when there are several.
     """
 
     image_size: int
     tokens_per_image: int
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    aspect_mode: Literal["resize", "pad", "crop"] = "resize"
+    aspect_mode: Literal["resize", "pad", "crop", "dynamic"] = "resize"
+    min_tiles: int = 1
+    max_tiles: int = 12
 
     def __post_init__(self) -> None:
         for name in ("image_size", "tokens_per_image"):

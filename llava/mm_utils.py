@@ -25,6 +25,7 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
+from llava.utils.tiles import count_tiles, tile_grid
 from llava.utils.tokenizer import TokenizationCompat, tokenize_text
 from llava.video.decode import Source, open_clip
 from llava.video.frame_sampling import capped_indices, pick, uniform_indices, vlnce_indices
@@ -54,7 +55,7 @@ def load_image(source: Any) -> Image.Image:
 
 
 def to_uint8_tensor(image: Picture, spec: VisualSpec) -> UInt8[Tensor, "3 size size"]:
-    """A picture at the tower's size, not yet normalised (the model does that on its device).
+    """A picture at the tower's size, not yet normalised (the model does that on its device); "dynamic" resizes here.
 
     Antialiased bicubic in torch: at most one grey level from PIL's result (`resize_bicubic`), and several times faster.
     Where a picture of pure noise is enlarged, one value in a hundred thousand is two levels off.
@@ -66,6 +67,28 @@ def to_uint8_tensor(image: Picture, spec: VisualSpec) -> UInt8[Tensor, "3 size s
         height, width = _shortest_edge(pixels.shape[1], pixels.shape[2], size)
         return _centre(_resize(pixels, height, width), size)
     return _resize(pixels, size, size)
+
+
+def cut_into_tiles(image: Picture, spec: VisualSpec) -> UInt8[Tensor, "n 3 size size"]:
+    """A picture as tiles row by row, then the whole of it when there are several; see `utils.tiles.tile_grid`."""
+    pixels, side = as_chw(image), spec.image_size
+    columns, rows = tile_grid(pixels.shape[2], pixels.shape[1], side, spec.min_tiles, spec.max_tiles)
+    whole = _resize(pixels, rows * side, columns * side)
+    tiles = whole.reshape(3, rows, side, columns, side).permute(1, 3, 0, 2, 4).flatten(0, 1)
+    if count_tiles(columns, rows) == len(tiles):
+        return tiles.contiguous()
+    return torch.cat([tiles, _resize(pixels, side, side)[None]])
+
+
+def multiply_placeholders(text: str, num_tiles: int) -> str:
+    """One `<image>` and line break per tile where the text has one for the picture.
+
+    >>> multiply_placeholders("<image>\nWhat is it?", 2)
+    '<image>\n<image>\nWhat is it?'
+    """
+    shown = f"{DEFAULT_IMAGE_TOKEN}\n"
+    parts = text.split(shown) if shown in text else text.split(DEFAULT_IMAGE_TOKEN)
+    return (shown * num_tiles).join(parts)
 
 
 def as_chw(image: Picture) -> UInt8[Tensor, "3 h w"]:

@@ -19,7 +19,7 @@ from llava.batch import Sample, VisualSpec
 from llava.conversation import Conversation
 from llava.data.preprocess import encode_conversation
 from llava.data.utils import BrokenSampleError, CachingTokenizer, SmallCache, read_json
-from llava.mm_utils import expand_image_tokens, to_uint8_tensor
+from llava.mm_utils import cut_into_tiles, expand_image_tokens, to_uint8_tensor
 from llava.navigation.worlds.base import CameraProfile
 from llava.utils.tokenizer import TokenizationCompat, Tokenizer, ensure_special_tokens
 from llava.video.frame_store import FrameStore
@@ -309,6 +309,10 @@ class Pictures:
         self.spec = spec
         self.room = keep_bytes
         self._kept: dict[tuple[str | None, ...], Tensor] = {}
+
+    def read_tiles(self, path: str) -> UInt8[Tensor, "n 3 size size"]:
+        """One picture as tiles of the tower's size; not kept."""
+        return cut_into_tiles(self.store.read(path), self.spec)
 
     def read(self, paths: Sequence[str | None]) -> UInt8[Tensor, "n 3 size size"]:
         """One picture per path, relative to the folder; None is a black one (before the first frame of a history).

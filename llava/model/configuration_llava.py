@@ -101,12 +101,16 @@ class LlavaConfig(PreTrainedConfig):
         std = self.image_std or (CLIP_STD if clip else HALF)
         return tuple(map(float, mean)), tuple(map(float, std))  # pyright: ignore[reportReturnType]
 
-    def aspect_mode(self) -> Literal["resize", "pad", "crop"]:
+    def aspect_mode(self) -> Literal["resize", "pad", "crop", "dynamic"]:
         """How a picture becomes square: the stored mode, else the family's own (CLIP crops, the others resize)."""
-        if self.image_aspect_ratio in ("resize", "pad", "crop"):
+        if self.image_aspect_ratio in ("resize", "pad", "crop", "dynamic"):
             return self.image_aspect_ratio  # pyright: ignore[reportReturnType]
         is_clip = (self.vision_model_type() or "").startswith("clip")
         return "crop" if is_clip else "resize"
+
+    def tiling(self) -> dict[str, int]:
+        """Fewest and most tiles of a dynamic picture, as far as they are stored."""
+        return {name: value for name in ("min_tiles", "max_tiles") if (value := getattr(self, name, None)) is not None}
 
     def visual_spec(self) -> VisualSpec:
         """What the data side must know about the vision part.
@@ -134,6 +138,7 @@ class LlavaConfig(PreTrainedConfig):
             image_mean=mean,
             image_std=std,
             aspect_mode=self.aspect_mode(),
+            **self.tiling(),
         )
 
 
@@ -149,15 +154,49 @@ class LlavaQwenConfig(LlavaConfig):
     model_type = "llava_qwen"
 
 
+class LlavaMistralConfig(LlavaConfig):
+    """Config of a model whose language part is a Mistral."""
+
+    model_type = "llava_mistral"
+
+
+class LlavaMixtralConfig(LlavaConfig):
+    """Config of a model whose language part is a Mixtral."""
+
+    model_type = "llava_mixtral"
+
+
+class LlavaGemmaConfig(LlavaConfig):
+    """Config of a model whose language part is a Gemma 1, 2 or 3."""
+
+    model_type = "llava_gemma"
+
+
+class LlavaPhi3Config(LlavaConfig):
+    """Config of a model whose language part is a Phi-3."""
+
+    model_type = "llava_phi3"
+
+
+FAMILIES = (
+    LlavaLlamaConfig,
+    LlavaQwenConfig,
+    LlavaMistralConfig,
+    LlavaMixtralConfig,
+    LlavaGemmaConfig,
+    LlavaPhi3Config,
+)
+"""One config per file `language_model/<model_type>.py`; `AutoConfig` learns them after `import llava`."""
+
+
 @cache
 def _register_models() -> None:
     """Model classes join `AutoModel` and `AutoModelForCausalLM` with the first config: only then is a model meant."""
     from transformers import AutoModel, AutoModelForCausalLM
 
-    from llava.model.language_model.llava_llama import LlavaLlamaModel
-    from llava.model.language_model.llava_qwen import LlavaQwenModel
+    from llava.model.language_model import language_models
 
-    for model_class in (LlavaLlamaModel, LlavaQwenModel):
+    for model_class in set(language_models().values()):
         for auto in (AutoModel, AutoModelForCausalLM):
             auto.register(model_class.config_class, model_class, exist_ok=True)
 
@@ -166,5 +205,5 @@ def register_configs() -> None:
     """Adds our configs to `AutoConfig`; called by `llava.model.auto_classes` once transformers is loaded."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    for config_class in (LlavaLlamaConfig, LlavaQwenConfig):
+    for config_class in FAMILIES:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Turn, get_template
-from llava.mm_utils import extract_media, to_uint8_tensor
+from llava.mm_utils import cut_into_tiles, extract_media, multiply_placeholders, to_uint8_tensor
 from llava.utils.tokenizer import TokenizationCompat, tokenize_conversation
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ def encode_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> tuple[Tensor, Ten
         raise ValueError(f"the model has no {lack}, which generate_content needs; use generate(input_ids), or set it")
     num_frames = config.num_video_frames or DEFAULT_NUM_FRAMES
     text, pictures = extract_media(prompt, num_frames, mm_use_im_start_end=bool(config.mm_use_im_start_end))
+    pixels = to_pixels(model, pictures)
+    if pixels is not None and len(pixels) > len(pictures):
+        text = multiply_placeholders(text, len(pixels))
     ids = tokenize_conversation(
         [Turn("user", text)],
         model.tokenizer,
@@ -40,10 +43,14 @@ def encode_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> tuple[Tensor, Ten
         image_token_id=IMAGE_TOKEN_INDEX,
     )
     device: Any = model.get_input_embeddings().weight.device
-    return torch.tensor([ids], device=device), to_pixels(model, pictures, device)
+    return torch.tensor([ids], device=device), None if pixels is None else pixels.to(device)
 
 
-def to_pixels(model: LlavaMetaForCausalLM, pictures: Sequence[Any], device: Any) -> Tensor | None:
+def to_pixels(model: LlavaMetaForCausalLM, pictures: Sequence[Any]) -> Tensor | None:
+    """uint8 [n, 3, H, W]; a dynamic model cuts a picture that is alone into tiles, as its training did."""
+    spec = model.visual_spec
     if not pictures:
         return None
-    return torch.stack([to_uint8_tensor(picture, model.visual_spec) for picture in pictures]).to(device)
+    if spec.aspect_mode == "dynamic" and len(pictures) == 1:
+        return cut_into_tiles(pictures[0], spec)
+    return torch.stack([to_uint8_tensor(picture, spec) for picture in pictures])

@@ -77,6 +77,7 @@ class LlavaMetaModel:
             image_mean=self.vision_tower.image_mean,  # pyright: ignore[reportArgumentType]
             image_std=self.vision_tower.image_std,  # pyright: ignore[reportArgumentType]
             aspect_mode=self.config.aspect_mode(),
+            **self.config.tiling(),
         )
 
     def set_trainable(self, *, language_model: bool, vision_tower: bool, mm_projector: bool) -> None:

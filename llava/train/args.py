@@ -71,7 +71,7 @@ class DataArguments:
     is_multimodal: bool = option(False, "kept for old scripts; follows from the records")
     vflan_no_system_prompt: bool = option(False, "empty system prompt for vflan records")
     downsample_video: bool = option(False, "kept for old scripts")
-    image_aspect_ratio: str = option("resize", "resize, pad or crop")
+    image_aspect_ratio: str = option("resize", "resize, pad, crop, or dynamic: a picture alone is cut into tiles")
     num_video_frames: int = option(8, "frames read of a video")
     fps: float = option(0.0, "frames per second read of a video; 0 = num_video_frames spread over it")
     instruction: str | None = option(None, "navigation instructions 'raw' or 'normalised'; stored in the checkpoint")

@@ -79,6 +79,8 @@ NOT_BUILT: Mapping[str, tuple[Any, str]] = {
     "s2": (False, "leave it out"),
     "dynamic_s2": (False, "leave it out"),
     "vision_resolution": (-1, "leave it out"),
+    "video_max_tiles": (1, "leave it out: frames of a video are not cut"),
+    "max_num_images": (None, "leave it out, or shorten the records"),
     "num_time_tokens": (0, "leave it out"),
     "drop_path_rate": (0.0, "leave it out"),
     "use_liger_kernel": (False, "leave it out: the loss already works on supervised rows only"),
@@ -217,6 +219,8 @@ def _check(args: RunArguments) -> None:
     for name, (silent, why) in WITHOUT_EFFECT.items():
         if name in args.given and (silent is None or values[name] != silent):
             logger.warning("--%s %s has no effect: %s", name, values[name], why)
+    if {"min_tiles", "max_tiles"} & args.given and args.data.image_aspect_ratio != "dynamic":
+        logger.warning("--min_tiles and --max_tiles have no effect without --image_aspect_ratio dynamic")
     training = args.training
     if training.group_by_modality_length and "sampler" not in args.given:
         training.sampler = "modality_length"

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,11 +18,13 @@ from llava.batch import VisualSpec
 from llava.constants import IGNORE_INDEX
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
+    cut_into_tiles,
     expand_image_tokens,
     extract_media,
     extract_video_frames,
     get_model_name_from_path,
     load_image,
+    multiply_placeholders,
     opencv_extract_frames,
     process_images,
     resize_bicubic,
@@ -252,3 +255,18 @@ def test_a_keyword_cut_into_other_tokens_still_stops(llama_3):
 )
 def test_model_names(path, name):
     assert get_model_name_from_path(path) == name
+
+
+def test_tiles_come_row_by_row_and_the_whole_picture_last():
+    spec = VisualSpec(image_size=4, tokens_per_image=1, aspect_mode="dynamic", max_tiles=4)
+    quarters = torch.arange(4).reshape(2, 2).repeat_interleave(4, 0).repeat_interleave(4, 1) * 60
+    tiles = cut_into_tiles(quarters.to(torch.uint8).expand(3, 8, 8), spec)
+    assert tiles.shape == (5, 3, 4, 4)
+    assert [int(tile.float().median()) for tile in tiles[:4]] == [0, 60, 120, 180]
+    assert torch.equal(tiles[4], to_uint8_tensor(quarters.to(torch.uint8).expand(3, 8, 8), spec))
+    alone = cut_into_tiles(torch.zeros(3, 9, 9, dtype=torch.uint8), replace(spec, max_tiles=1))
+    assert alone.shape == (1, 3, 4, 4)
+
+
+def test_placeholders_of_tiles_keep_their_line_break():
+    assert multiply_placeholders("Look: <image>", 2) == "Look: <image>\n<image>\n"

@@ -12,6 +12,7 @@ from llava.data.base import DataContext, Dataset, Modality, Pictures, existing
 from llava.data.dataset_impl.video import VideoDataset, dialogue_turns, pictures_first
 from llava.data.preprocess import preprocess_multimodal
 from llava.data.utils import BrokenSampleError, read_records
+from llava.mm_utils import multiply_placeholders
 from llava.navigation.prompt import Message
 
 TAGGED_TEMPLATES = ("v0_mmtag", "v1_mmtag")
@@ -52,9 +53,14 @@ class LLaVADataset(VideoDataset):
         paths = picture_paths(record)
         if paths and self.pictures is None:
             raise BrokenSampleError(f"the record names pictures {paths[:3]} and the data set has no media_dir; add it")
-        images = self.pictures.read(paths) if paths and self.pictures else None
         messages = self.placed(dialogue_turns(record), len(paths))
-        return self.conversation(lambda: messages, images)
+        if self.pictures is None:
+            return self.conversation(lambda: messages, None)
+        if len(paths) != 1 or self.context.spec.aspect_mode != "dynamic":
+            return self.conversation(lambda: messages, self.pictures.read(paths) if paths else None)
+        tiles = self.pictures.read_tiles(paths[0])
+        tiled = [{**turn, "value": multiply_placeholders(turn["value"], len(tiles))} for turn in messages]
+        return self.conversation(lambda: tiled, tiles)
 
     def placed(self, turns: list[Message], num_pictures: int) -> list[Message]:
         """The turns with placeholders in the form of the LLaVA family; text-only dialogues stay as they are."""
@@ -69,7 +75,10 @@ class LLaVADataset(VideoDataset):
         if any(key in record for key in VIDEO_KEYS):
             return self.context.options.num_video_frames
         value = record.get("images", record.get("image"))
-        return len(value) if isinstance(value, list) else int(value is not None)
+        count, spec = len(value) if isinstance(value, list) else int(value is not None), self.context.spec
+        if count == 1 and spec.aspect_mode == "dynamic":
+            return spec.max_tiles + 1  # how many it will be is only known from the picture: at most so many
+        return count
 
     def modality_of(self, index: int) -> Modality:
         if any(key in self.records[index] for key in VIDEO_KEYS):

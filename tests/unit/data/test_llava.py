@@ -1,6 +1,7 @@
 """LLaVA / ShareGPT records in all their forms."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -20,9 +21,11 @@ def make_data(tmp_path, make_context):
     for name, shade in (("a", 50), ("b", 100), ("c", 150)):
         Image.fromarray(grey(shade)).save(tmp_path / f"{name}.png")
 
-    def make(*records, media_dir=tmp_path):
+    def make(*records, media_dir=tmp_path, **spec):
         (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
-        return LLaVADataset("llava", make_context(), data_path=tmp_path / "a.jsonl", media_dir=media_dir)
+        context = make_context()
+        context = replace(context, spec=replace(context.spec, **spec))
+        return LLaVADataset("llava", context, data_path=tmp_path / "a.jsonl", media_dir=media_dir)
 
     return make
 
@@ -96,3 +99,15 @@ def test_length_estimates_are_near_the_truth(make_data):
     data = make_data({"image": "a.png", "conversations": turns}, {"conversations": said("Go to the red ball.")})
     true = [len(data[i]["input_ids"]) for i in range(2)]
     assert all(abs(a - b) <= 0.1 * b for a, b in zip(data.lengths, true, strict=True))
+
+
+def test_a_picture_alone_is_cut_into_tiles_and_several_are_not(make_data, tokenizer, tmp_path):
+    Image.new("RGB", (40, 20), (200, 0, 0)).save(tmp_path / "wide.png")
+    one = {"image": "wide.png", "conversations": said("<image>\nWhat is it?")}
+    two = {"image": ["wide.png", "a.png"], "conversations": said("<image>\n<image>\nWhich?")}
+    data = make_data(one, two, aspect_mode="dynamic", min_tiles=1, max_tiles=4)
+    assert text_of(data[0], tokenizer).startswith("[p]\n[p]\n[p]\nWhat is it?")
+    assert len(data[0]["images"]) == 3  # two tiles side by side, then the whole
+    assert text_of(data[1], tokenizer).count("[p]") == len(data[1]["images"]) == 2
+    assert data.num_pictures(0) == 5 >= len(data[0]["images"])
+    assert data.modality == ["image", "image"]

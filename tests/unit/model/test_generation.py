@@ -109,3 +109,18 @@ def test_generation_leaves_training_undisturbed():
     assert model.training
     ids = torch.tensor([[1, 5, 6, 7]])
     model(ids, labels=ids).loss.backward()
+
+
+def test_a_dynamic_model_cuts_a_picture_alone_into_tiles(model: Any):
+    wide = PILImage.new("RGB", (64, 32))
+    model.config.image_aspect_ratio, model.config.max_tiles = "dynamic", 2
+    try:
+        ids, pixels = encode_prompt(model, [wide, "stop"])
+        assert pixels is not None
+        assert len(pixels) == int((ids == IMAGE_TOKEN_INDEX).sum()) == 3
+        _, several = encode_prompt(model, [wide, wide])
+        assert several is not None
+        assert len(several) == 2
+        assert isinstance(model.generate_content([wide, "stop"], **GREEDY), str)
+    finally:
+        model.config.image_aspect_ratio, model.config.max_tiles = None, None
