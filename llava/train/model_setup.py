@@ -30,7 +30,8 @@ TOKENIZER_FOLDER = "tokenizer"
 
 STORED_SETTINGS = (
     "image_aspect_ratio", "min_tiles", "max_tiles", "num_video_frames", "fps",
-    "mm_vision_select_layer", "mm_vision_select_feature", "mm_use_im_start_end", "interpolate_mode", "soft_ce_std", "mm_projector_lr", "vision_tower_lr",
+    "mm_vision_select_layer", "mm_vision_select_feature", "mm_use_im_start_end", "interpolate_mode",
+    "soft_ce_std", "mm_projector_lr", "vision_tower_lr",
 )  # fmt: skip
 """Arguments that live in the checkpoint's config; of an existing checkpoint only the given ones are changed."""
 
