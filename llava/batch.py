@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,9 @@ class VisualSpec:
         tokens_per_image: language-model positions that one picture takes after the projector.
         image_mean, image_std: per-channel normalisation, applied on the device by the model to uint8 pictures.
         aspect_mode: how a picture becomes square: "resize" (aspect ratio not kept), "pad" (centred on the mean colour),
-            "crop" (shortest edge, then centre crop) or "dynamic" (cut into tiles; among others, resized).
+            "crop" (shortest edge, then centre crop), "dynamic" (cut into tiles; among others, resized) or "anyres".
+        anyres: `utils.anyres.AnyresRule` of a model that reads pictures of any size; a picture then comes as the whole
+            and its tiles, with its own size in `image_sizes`, and takes as many tokens as its layout says.
         min_tiles, max_tiles: of a "dynamic" picture; the whole picture follows its tiles when there are several.
     """
 
@@ -26,7 +28,8 @@ class VisualSpec:
     tokens_per_image: int
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    aspect_mode: Literal["resize", "pad", "crop", "dynamic"] = "resize"
+    aspect_mode: Literal["resize", "pad", "crop", "dynamic", "anyres"] = "resize"
+    anyres: Any = None
     min_tiles: int = 1
     max_tiles: int = 12
 
@@ -39,13 +42,16 @@ class VisualSpec:
 class Sample(TypedDict, total=False):
     """One training sequence of S tokens; every picture already takes its `tokens_per_image` placeholders.
 
-    Only input_ids and labels are required. images: uint8 [n, 3, H, W] in reading order.
+    Only input_ids and labels are required. images: uint8 [n, 3, H, W] in reading order. Where pictures are cut, n
+    counts views, image_sizes has a row per picture, and image_views says how many views each has.
     position_ids, branch_ids, frame_ids default to 0..S-1, 0, and -1 everywhere.
     """
 
     input_ids: Tensor  # int64 [S]
     labels: Tensor  # int64 [S], IGNORE_INDEX where not trained; the first is never trained
     images: Tensor  # uint8 [n, 3, H, W]
+    image_sizes: Tensor  # int64 [pictures, 2], height and width before cutting; only with anyres
+    image_views: Tensor  # int64 [pictures]; only with anyres
     position_ids: Tensor  # int64 [S]
     branch_ids: Tensor  # int64 [S], 0 = trunk, k > 0 = an aside that only itself can see
     frame_ids: Tensor  # int64 [S], picture to which the token belongs, -1 before the first
@@ -67,5 +73,6 @@ class MultimodalBatch(TypedDict, total=False):
     branch_ids: Tensor  # int64 [B, S]
     frame_ids: Tensor  # int64 [B, S]
     images: Tensor  # uint8 [N, 3, H, W]
+    image_sizes: Tensor  # int64 [pictures, 2]; only with anyres
     video_frames: Tensor  # uint8 [B, T, 3, H, W]
     sample_ids: list[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
+from llava.utils.anyres import AnyresRule
 from llava.utils.tiles import count_tiles, tile_grid
 from llava.utils.tokenizer import TokenizationCompat, tokenize_text
 from llava.video.decode import Source, open_clip
@@ -74,10 +76,33 @@ def cut_into_tiles(image: Picture, spec: VisualSpec) -> UInt8[Tensor, "n 3 size 
     pixels, side = as_chw(image), spec.image_size
     columns, rows = tile_grid(pixels.shape[2], pixels.shape[1], side, spec.min_tiles, spec.max_tiles)
     whole = _resize(pixels, rows * side, columns * side)
-    tiles = whole.reshape(3, rows, side, columns, side).permute(1, 3, 0, 2, 4).flatten(0, 1)
+    tiles = _grid_of(whole, side)
     if count_tiles(columns, rows) == len(tiles):
         return tiles.contiguous()
     return torch.cat([tiles, _resize(pixels, side, side)[None]])
+
+
+def cut_anyres(image: Picture, rule: AnyresRule) -> tuple[UInt8[Tensor, "n 3 side side"], tuple[int, int]]:
+    """The views of a picture under `anyres`, and its (height, width): the whole, then a letterboxed grid row by row."""
+    pixels, side = as_chw(image), rule.side
+    _, height, width = pixels.shape
+    layout = rule.layout(height, width)
+    rows, columns = layout.rows * side, layout.columns * side
+    if columns / width < rows / height:
+        inside = min(math.ceil(height * columns / width), rows), columns
+    else:
+        inside = rows, min(math.ceil(width * rows / height), columns)
+    canvas = torch.zeros(3, rows, columns, dtype=torch.uint8)
+    top, left = (rows - inside[0]) // 2, (columns - inside[1]) // 2
+    canvas[:, top : top + inside[0], left : left + inside[1]] = _resize(pixels, *inside)
+    return torch.cat([_resize(pixels, side, side)[None], _grid_of(canvas, side)]), (height, width)
+
+
+def _grid_of(pixels: UInt8[Tensor, "3 h w"], side: int) -> UInt8[Tensor, "n 3 side side"]:
+    """Tiles row by row."""
+    _, height, width = pixels.shape
+    grid = pixels.reshape(3, height // side, side, width // side, side)
+    return grid.permute(1, 3, 0, 2, 4).flatten(0, 1)
 
 
 def multiply_placeholders(text: str, num_tiles: int) -> str:

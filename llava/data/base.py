@@ -19,7 +19,7 @@ from llava.batch import Sample, VisualSpec
 from llava.conversation import Conversation
 from llava.data.preprocess import encode_conversation
 from llava.data.utils import BrokenSampleError, CachingTokenizer, SmallCache, read_json
-from llava.mm_utils import cut_into_tiles, expand_image_tokens, to_uint8_tensor
+from llava.mm_utils import cut_anyres, cut_into_tiles, expand_image_tokens, to_uint8_tensor
 from llava.navigation.worlds.base import CameraProfile
 from llava.utils.tokenizer import TokenizationCompat, Tokenizer, ensure_special_tokens
 from llava.video.frame_store import FrameStore
@@ -181,9 +181,14 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
         return [-n if m == "text" else n for n, m in zip(self.lengths, self.modality, strict=True)]
 
     def conversation(
-        self, messages: Callable[[], Sequence[Mapping[str, str]]], images: Tensor | None, key: Hashable = None
+        self,
+        messages: Callable[[], Sequence[Mapping[str, str]]],
+        images: Tensor | Views | None,
+        key: Hashable = None,
     ) -> Sample:
         """A sample from a dialogue with one `<image>` per picture. The encoding is kept under `key`, if given."""
+        if isinstance(images, Views):
+            return self._with_views(messages(), images)
         if key is None:
             fields = self._encode(messages())
         else:
@@ -198,7 +203,14 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
             sample["images"] = images
         return sample
 
-    def _encode(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
+    def _with_views(self, messages: Sequence[Mapping[str, str]], views: Views) -> Sample:
+        try:
+            fields = self._encode(messages, views.tokens)
+        except ValueError as error:
+            raise BrokenSampleError(str(error)) from error
+        return Sample(**fields, images=views.images, image_sizes=views.sizes, image_views=views.counts)  # pyright: ignore
+
+    def _encode(self, messages: Sequence[Mapping[str, str]], counts: Sequence[int] | None = None) -> dict[str, Tensor]:
         context = self.context
         encoded = encode_conversation(
             messages,
@@ -207,7 +219,7 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
             compat=TokenizationCompat.from_config(context.options.tokenization_compat),
             image_token_id=context.image_token_id,
         )
-        return expand(encoded.input_ids, encoded.labels, context)
+        return expand(encoded.input_ids, encoded.labels, context, counts)
 
     def describe(self, index: int) -> str:
         """How messages name the record."""
@@ -275,13 +287,19 @@ def existing(path: str | Path | None, *, key: str, dataset: str) -> Path:
     return path
 
 
-def expand(input_ids: Tensor, labels: Tensor, context: DataContext) -> dict[str, Tensor]:
-    """Every `<image>` becomes as many as one picture takes; frame_ids number the pictures, text belongs to the last."""
+def expand(
+    input_ids: Tensor, labels: Tensor, context: DataContext, counts: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """Every `<image>` becomes as many as its picture takes; frame_ids number the pictures, text belongs to the last.
+
+    counts: tokens of each picture where they differ; None = all as the model's spec says.
+    """
     image_id = context.image_token_id
-    per_picture = context.spec.tokens_per_image
-    count = int((input_ids == image_id).sum())
-    input_ids, labels = expand_image_tokens(input_ids, labels, [per_picture] * count, image_id)
-    frame_ids = ((input_ids == image_id).cumsum(0) - 1).div(per_picture, rounding_mode="floor")
+    if counts is None:
+        counts = [context.spec.tokens_per_image] * int((input_ids == image_id).sum())
+    input_ids, labels = expand_image_tokens(input_ids, labels, counts, image_id)
+    picture_of_slot = torch.tensor([-1, *(k for k, count in enumerate(counts) for _ in range(count))])
+    frame_ids = picture_of_slot[(input_ids == image_id).cumsum(0)]
     return {"input_ids": input_ids, "labels": labels, "frame_ids": frame_ids}
 
 
@@ -297,6 +315,21 @@ def pictures_from_arrays(pixels: Sequence[Any], spec: VisualSpec) -> UInt8[Tenso
     return torch.from_numpy(out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """Pictures cut for `anyres`: n views of k pictures.
+
+    Attributes:
+        images: uint8 [n, 3, side, side]; sizes: [k, 2] height and width before; counts: [k] views of each.
+        tokens: language-model positions of each picture.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    counts: Tensor
+    tokens: Sequence[int]
+
+
 class Pictures:
     """Files and frames of one folder as uint8 pictures of the tower's size.
 
@@ -309,6 +342,17 @@ class Pictures:
         self.spec = spec
         self.room = keep_bytes
         self._kept: dict[tuple[str | None, ...], Tensor] = {}
+
+    def read_views(self, paths: Sequence[str]) -> Views:
+        """Pictures of a model that reads any size; not kept."""
+        cut = [cut_anyres(self.store.read(path), self.spec.anyres) for path in paths]
+        layouts = [self.spec.anyres.layout(*size) for _, size in cut]
+        return Views(
+            images=torch.cat([views for views, _ in cut]),
+            sizes=torch.tensor([size for _, size in cut]),
+            counts=torch.tensor([len(views) for views, _ in cut]),
+            tokens=[layout.num_tokens for layout in layouts],
+        )
 
     def read_tiles(self, path: str) -> UInt8[Tensor, "n 3 size size"]:
         """One picture as tiles of the tower's size; not kept."""

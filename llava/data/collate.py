@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llava.batch import MultimodalBatch, Sample
 from llava.constants import IGNORE_INDEX
+from llava.utils.anyres import UNCUT
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,8 @@ class DataCollator:
         batch = self._text(rows_of_samples)
         if pictures := [sample["images"] for sample in ordered if len(sample.get("images", ()))]:
             batch["images"] = _join_pictures(pictures)
+        if any("image_sizes" in sample for sample in ordered):
+            batch["image_sizes"] = torch.cat([_sizes_of(sample) for sample in ordered])
         if any("video_frames" in sample for sample in ordered):
             batch["video_frames"] = _stack_clips(ordered)
         batch["sample_ids"] = [sample.get("sample_id", "") for sample in ordered]
@@ -142,11 +145,9 @@ class DataCollator:
         if self.overlong == "raise":
             raise ValueError(f"sample {name} has {length} tokens, the context holds {self.max_length}; {advice}")
         cut, kept_pictures = self._cut_position(sample, name)
-        dropped = len(sample.get("images", ())) - kept_pictures
-        uncut = ("images", "video_frames", "sample_id")
-        shorter = {key: value if key in uncut else value[:cut] for key, value in sample.items()}
-        if "images" in sample:
-            shorter["images"] = sample["images"][:kept_pictures]
+        whole = ("images", "image_sizes", "image_views", "video_frames", "sample_id")
+        shorter = {key: value if key in whole else value[:cut] for key, value in sample.items()}
+        dropped = _drop_pictures(shorter, kept_pictures)
         self._count_cut(
             length - cut, dropped, f"sample {name}: {length} tokens cut to {cut}, {dropped} picture(s) dropped", advice
         )
@@ -157,6 +158,8 @@ class DataCollator:
         num_pictures = len(sample.get("images", ()))
         if num_pictures == 0:
             return self.max_length, 0
+        if "image_sizes" in sample:
+            return self._cut_between_cut_pictures(sample)
         if self.image_token_id is None:
             raise ValueError(
                 f"sample {name} has {len(sample['input_ids'])} tokens and must be cut to {self.max_length}; "
@@ -173,6 +176,16 @@ class DataCollator:
         kept_pictures, begun = divmod(kept_slots, tokens_per_image)
         cut = int(slots[kept_pictures * tokens_per_image]) if begun else self.max_length
         return cut, kept_pictures
+
+    def _cut_between_cut_pictures(self, sample: Fields) -> tuple[int, int]:
+        """As `_cut_position` where pictures take different numbers of tokens: frame_ids say which slot is whose."""
+        is_slot = sample["input_ids"] == self.image_token_id
+        late = is_slot & (torch.arange(len(is_slot)) >= self.max_length)
+        if not late.any():
+            return self.max_length, len(sample["image_sizes"])
+        first_late = int(sample["frame_ids"][late][0])
+        begin = int((is_slot & (sample["frame_ids"] == first_late)).nonzero()[0, 0])
+        return min(begin, self.max_length), first_late
 
     def _count_cut(self, tokens: int, pictures: int, what: str, advice: str) -> None:
         """Log the 1st, 10th, 100th ... cut: a few lines however long the run is."""
@@ -221,6 +234,27 @@ def _concatenate(row: list[Fields]) -> dict[str, Tensor]:
         "branch_ids": joined("branch_ids", lambda n: torch.zeros(n, dtype=torch.long)),
         "frame_ids": joined("frame_ids", lambda n: torch.full((n,), -1)),
     }
+
+
+def _drop_pictures(sample: Fields, kept: int) -> int:
+    """Keep the first pictures of a sample, with all their views; returns how many were dropped."""
+    if "image_sizes" in sample:
+        dropped = len(sample["image_sizes"]) - kept
+        views = int(sample["image_views"][:kept].sum())
+        sample.update(image_sizes=sample["image_sizes"][:kept], image_views=sample["image_views"][:kept])
+        sample["images"] = sample["images"][:views]
+        return dropped
+    dropped = len(sample.get("images", ())) - kept
+    if "images" in sample:
+        sample["images"] = sample["images"][:kept]
+    return dropped
+
+
+def _sizes_of(sample: Fields) -> Tensor:
+    """[pictures, 2]; those of a sample that is not cut (frames of a video) count as one view each."""
+    if "image_sizes" in sample:
+        return sample["image_sizes"]
+    return torch.tensor(UNCUT).expand(len(sample.get("images", ())), 2)
 
 
 def _join_pictures(pictures: list[Tensor]) -> Tensor:

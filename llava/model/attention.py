@@ -1,6 +1,8 @@
 """Who may attend to whom: packing, branches and padding, for every kernel, in this one place.
 
 may_attend(q, k) = same segment, k not after q, and k lies in the trunk or in q's own branch.
+A sliding window of w also asks that q's position is less than w after k's: a token sees itself and the w - 1 positions
+before it, as if its segment stood alone and without other asides.
 
 The rule reaches the language model through transformers' attention interface. Our key `llava_packed` is its `sdpa`
 until a `PackedLayout` arrives; with one, every segment is attended by itself, so packed samples cost no dense mask.
@@ -8,6 +10,7 @@ until a `PackedLayout` arrives; with one, every segment is attended by itself, s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from typing import Any
@@ -29,13 +32,19 @@ except ImportError:
     varlen_attn = None
 
 
-def may_attend(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"]) -> Bool[Tensor, "b s s"]:
+def may_attend(
+    segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"], window: int | None = None
+) -> Bool[Tensor, "b s s"]:
     """True where the query (row) sees the key (column). Every token sees itself, padding too, so no row is empty."""
     order = torch.arange(segment_ids.shape[1], device=segment_ids.device)
     not_after = order[None, :] <= order[:, None]
     same_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
     visible = (branch_ids[:, None, :] == 0) | (branch_ids[:, None, :] == branch_ids[:, :, None])
-    return not_after & same_segment & visible
+    seen = not_after & same_segment & visible
+    if window is None:
+        return seen
+    position = position_ids_of(segment_ids, branch_ids)
+    return seen & (position[:, :, None] - position[:, None, :] < window)
 
 
 def run_starts(*ids: Int[Tensor, "b s"]) -> Int[Tensor, "b s"]:
@@ -91,16 +100,28 @@ class PackedLayout:
     cu_seqlens: Tensor  # int32 [number of segments + 1], over the rows laid end to end
     segment_ids: Tensor
     branch_ids: Tensor
-    _dense: list[Tensor] = field(default_factory=list)
+    _dense: dict[int | None, Tensor] = field(default_factory=dict)  # by window
+    _windowed: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)  # by row, start and window
 
     @property
     def has_branches(self) -> bool:
         return any(segment.mask is not None for segment in self.segments)
 
-    def dense_mask(self) -> Bool[Tensor, "b 1 s s"]:
-        if not self._dense:
-            self._dense.append(may_attend(self.segment_ids, self.branch_ids)[:, None])
-        return self._dense[0]
+    def dense_mask(self, window: int | None = None) -> Bool[Tensor, "b 1 s s"]:
+        if window not in self._dense:
+            self._dense[window] = may_attend(self.segment_ids, self.branch_ids, window)[:, None]
+        return self._dense[window]
+
+    def mask_of(self, segment: Segment, window: int | None = None) -> Tensor | None:
+        """[n, n] for a segment's own attention call; None = plain causal, also where the window is never reached."""
+        if window is None or segment.stop - segment.start <= window:
+            return segment.mask
+        key = segment.row, segment.start, window
+        if key not in self._windowed:
+            rows, columns = slice(segment.row, segment.row + 1), slice(segment.start, segment.stop)
+            parts = self.segment_ids[rows, columns], self.branch_ids[rows, columns]
+            self._windowed[key] = may_attend(*parts, window)[0]
+        return self._windowed[key]
 
 
 def build_layout(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"] | None) -> PackedLayout:
@@ -131,7 +152,9 @@ def build_layout(segment_ids: Int[Tensor, "b s"], branch_ids: Int[Tensor, "b s"]
     )
 
 
-def _attend_by_segment(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, **kw: Any) -> Tensor:
+def _attend_by_segment(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, window: int | None, **kw: Any
+) -> Tensor:
     """[B, H, S, D] each, one call per segment; padding yields zeros. Returns [B, S, H, D].
 
     Parts are made by `split`, whose backward is one concatenation; a slice each would fill a full-size gradient each.
@@ -148,13 +171,16 @@ def _attend_by_segment(query: Tensor, key: Tensor, value: Tensor, layout: Packed
             if segment.is_padding:
                 parts.append(torch.zeros_like(q))
                 continue
-            rule: dict[str, Any] = {"is_causal": True} if segment.mask is None else {"attn_mask": segment.mask}
+            mask = layout.mask_of(segment, window)
+            rule: dict[str, Any] = {"is_causal": True} if mask is None else {"attn_mask": mask}
             parts.append(F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa, **rule, **kw))
         rows.append(torch.cat(parts, dim=2))
     return torch.cat(rows).transpose(1, 2).contiguous()
 
 
-def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None) -> Tensor:
+def _attend_varlen(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None, window: int | None
+) -> Tensor:
     """One variable-length kernel for all segments, on CUDA in half precision. Returns [B, S, H, D]."""
     assert varlen_attn is not None
     groups = query.shape[1] // key.shape[1]
@@ -162,7 +188,8 @@ def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayo
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     q, k, v = (t.transpose(1, 2).flatten(0, 1).contiguous() for t in (query, key, value))
     bounds, longest = layout.cu_seqlens, layout.max_length
-    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0))
+    span = (-1 if window is None else window - 1, 0)  # keys before and after the query; -1 = all
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=span)
     return out.view(layout.num_rows, layout.length, *out.shape[1:])  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -175,19 +202,31 @@ def packed_attention_forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     packed_layout: PackedLayout | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention function of key `llava_packed`: query, key, value [B, H, S, D] -> [B, S, H, D]."""
+    """transformers' attention function of key `llava_packed`: query, key, value [B, H, S, D] -> [B, S, H, D].
+
+    Raises:
+        ValueError: for what this kernel cannot compute (soft-capped scores, attention sinks, position biases).
+    """
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"the language model passes {name} to its attention, which '{PACKED_ATTENTION}' does not compute; "
+                "load the model with attn_implementation='eager'"
+            )
     if packed_layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     if query.is_cuda and not packed_layout.has_branches and varlen_attn is not None and query.dtype != torch.float32:
-        return _attend_varlen(query, key, value, packed_layout, scaling), None
+        return _attend_varlen(query, key, value, packed_layout, scaling, sliding_window), None
     if query.is_cuda:
-        mask = packed_layout.dense_mask()
+        mask = packed_layout.dense_mask(sliding_window)
         return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
-    return _attend_by_segment(query, key, value, packed_layout, dropout_p=dropout, scale=scaling), None
+    out = _attend_by_segment(query, key, value, packed_layout, sliding_window, dropout_p=dropout, scale=scaling)
+    return out, None
 
 
 def register_packed_attention() -> None:
@@ -204,15 +243,62 @@ def resolve_implementation(name: str | None) -> str:
     return PACKED_ATTENTION if name in (None, "sdpa") else name
 
 
-def _flex_mask(segment_ids: Tensor, branch_ids: Tensor) -> Any:
+def implementation_for(name: str | None, llm_config: Any) -> str:
+    """The kernel of a language model; one that caps its attention scores (Gemma 2) runs `eager` by default.
+
+    Raises:
+        ValueError: for "sdpa" and capped scores, which torch's kernel does not have.
+    """
+    cap = getattr(llm_config, "attn_logit_softcapping", None)
+    if cap is None:
+        return resolve_implementation(name)
+    if name in ("sdpa", PACKED_ATTENTION):
+        raise ValueError(
+            f"attn_implementation is '{name}', but {llm_config.model_type} caps its attention scores at {cap}, which "
+            "that kernel does not compute; use 'eager' (the default here), 'flex_attention' or 'flash_attention_2'"
+        )
+    return name or "eager"
+
+
+def layer_windows(llm_config: Any) -> dict[str, int | None]:
+    """Kind of attention layer -> how many positions it sees, itself included; None = all before it.
+
+    Raises:
+        ValueError: for kinds of layers that read a row as one sequence, which packed or branched rows are not.
+    """
+    window = getattr(llm_config, "sliding_window", None)
+    kinds = getattr(llm_config, "layer_types", None)
+    if not kinds:
+        return {"every_layer": window}
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise ValueError(
+            f"packed or branched rows need layers of full or sliding attention, {llm_config.model_type} has "
+            f"'{unknown[0]}'; use padded rows"
+        )
+    return {kind: window if kind == "sliding_attention" else None for kind in sorted(set(kinds))}
+
+
+def _flex_mask(segment_ids: Tensor, branch_ids: Tensor, window: int | None) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        visible = (branch_ids[b, k] == 0) | (branch_ids[b, k] == branch_ids[b, q])
-        return (k <= q) & (segment_ids[b, q] == segment_ids[b, k]) & visible
+    position = position_ids_of(segment_ids, branch_ids)
+    span = segment_ids.shape[1] if window is None else window
 
     num_rows, length = segment_ids.shape
-    return create_block_mask(rule, num_rows, None, length, length, device=str(segment_ids.device))
+    return create_block_mask(
+        lambda b, h, q, k: (
+            (k <= q)
+            & (segment_ids[b, q] == segment_ids[b, k])
+            & ((branch_ids[b, k] == 0) | (branch_ids[b, k] == branch_ids[b, q]))
+            & (position[b, q] - position[b, k] < span)
+        ),
+        num_rows,
+        None,
+        length,
+        length,
+        device=str(segment_ids.device),
+    )
 
 
 def attention_arguments(
@@ -220,10 +306,15 @@ def attention_arguments(
     dtype: torch.dtype,
     segment_ids: Int[Tensor, "b s"],
     branch_ids: Int[Tensor, "b s"] | None,
+    windows: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments for the language model that make it obey the rule of this module.
 
-    A 4-D `attention_mask` is handed through by transformers as it is; an empty one says "nothing to build".
+    A 4-D `attention_mask` is handed through by transformers as it is; an empty one says "nothing to build". Models of
+    several kinds of layers take one mask per kind. Our own and the flash kernels learn the window from each layer.
+
+    Args:
+        windows: what `layer_windows` says of the language model; None = no sliding windows.
 
     Raises:
         ValueError: for branches under a flash attention kernel, which has no general mask.
@@ -243,9 +334,15 @@ def attention_arguments(
         lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
         return {"attention_mask": None, **lengths}
     branches = torch.zeros_like(segment_ids) if branch_ids is None else branch_ids
+    windows = windows or {"every_layer": None}
+    masks = {kind: _mask(implementation, dtype, segment_ids, branches, window) for kind, window in windows.items()}
+    return {"attention_mask": next(iter(masks.values())) if len(masks) == 1 else masks}
+
+
+def _mask(implementation: str, dtype: torch.dtype, segment_ids: Tensor, branch_ids: Tensor, window: int | None) -> Any:
     if implementation == "flex_attention":
-        return {"attention_mask": _flex_mask(segment_ids, branches)}
-    mask = may_attend(segment_ids, branches)[:, None]
+        return _flex_mask(segment_ids, branch_ids, window)
+    mask = may_attend(segment_ids, branch_ids, window)[:, None]
     if implementation == "eager":
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-    return {"attention_mask": mask}
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    return mask

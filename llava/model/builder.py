@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from llava.model.checkpoints import ReadOptions, find_layout, read_checkpoint, resolve_folder
+from llava.model.checkpoints.stored import read_config
 from llava.model.configuration_llava import LlavaConfig
-from llava.model.language_model import LANGUAGE_MODELS, llava_llama, llava_qwen  # noqa: F401  (they fill the table)
+from llava.model.language_model import language_models
 from llava.model.language_model.base import LlavaCausalLM
+from llava.utils.registry import suggest
 from llava.utils.tokenizer import ensure_special_tokens
 
 DEFAULT_CONTEXT = 2048
@@ -20,7 +23,7 @@ DEFAULT_CONTEXT = 2048
 
 def model_class_for(llm_model_type: str | None) -> type[LlavaCausalLM]:
     try:
-        return LANGUAGE_MODELS[llm_model_type or ""]
+        return language_models()[llm_model_type or ""]
     except KeyError as error:
         raise ValueError(f"llm_cfg: {error.args[0]}") from None
 
@@ -81,7 +84,7 @@ def load_pretrained_model(
     Args:
         model_name: accepted as documented; nothing is decided by a name.
         device: "cpu", "cuda", "cuda:1"; None = CUDA where there is one. device_map: as transformers takes it, wins.
-        kwargs: dtype, attn_implementation, quantization_config, cache_dir.
+        kwargs: dtype, attn_implementation, quantization_config, vision_tower, cache_dir.
 
     Returns:
         (tokenizer, model, image_processor, context_len); image_processor is None for a plain language model.
@@ -91,10 +94,26 @@ def load_pretrained_model(
         kwargs["quantization_config"] = quantization(load_4bit=load_4bit)
     options = ReadOptions(model_base=model_base, device_map=device_map, **kwargs)
     folder = resolve_folder(model_path, options.cache_dir)
-    if find_layout(folder) is None and (folder / "config.json").is_file():
+    if find_layout(folder) is None and is_language_model(folder):
         return _load_language_model(str(folder), options)
     model = read_checkpoint(folder, options)
     return model.tokenizer, model, model.image_processor, context_length(model.llm)
+
+
+def is_language_model(folder: Path) -> bool:
+    """Whether a folder without a known layout is worth a try as a plain language model.
+
+    Raises:
+        ValueError: for a model_type that transformers does not know either.
+    """
+    stored = read_config(folder)
+    kind = stored.get("model_type")
+    if kind is not None and kind not in CONFIG_MAPPING:
+        from llava.model.checkpoints.original import FAMILIES
+
+        near = suggest(str(kind), [*FAMILIES])
+        raise ValueError(f"{folder / 'config.json'}: model_type is {kind!r}, unknown here and to transformers{near}")
+    return bool(stored)
 
 
 def _load_language_model(folder: str, options: ReadOptions) -> tuple[Any, Any, None, int]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from llava.model.multimodal_encoder.families import family_of, resolution_of, scales_of, square_side
+
 if TYPE_CHECKING:
     from llava.batch import VisualSpec
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-HALF = (0.5, 0.5, 0.5)
+    from llava.utils.anyres import AnyresRule
 
 ROW_ORDER_KEYS = ("image_encoder", "video_encoder", "max_tiles", "video_max_tiles")
 """Keys that only NVILA writes: their presence means that `mlp_downsample` was trained with row-major tokens."""
@@ -96,17 +96,37 @@ class LlavaConfig(PreTrainedConfig):
 
     def pixel_statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """(mean, std) per channel: stored values, else those with which the family of the tower was trained."""
-        clip = "clip" in (self.vision_model_type() or "") and "siglip" not in (self.vision_model_type() or "")
-        mean = self.image_mean or (CLIP_MEAN if clip else HALF)
-        std = self.image_std or (CLIP_STD if clip else HALF)
+        family = family_of(self.vision_model_type())
+        mean, std = self.image_mean or family.image_mean, self.image_std or family.image_std
         return tuple(map(float, mean)), tuple(map(float, std))  # pyright: ignore[reportReturnType]
 
-    def aspect_mode(self) -> Literal["resize", "pad", "crop", "dynamic"]:
+    def anyres_rule(self, tokens_per_image: int, side: int) -> AnyresRule | None:
+        """How pictures of any size are read; None for models of other image modes."""
+        mode = self.image_aspect_ratio or ""
+        if not mode.startswith("anyres"):
+            return None
+        from llava.utils.anyres import AnyresRule, most_tiles_of, read_pinpoints
+
+        return AnyresRule(
+            resolutions=read_pinpoints(getattr(self, "image_grid_pinpoints", None), side),
+            patches=math.isqrt(tokens_per_image),
+            side=side,
+            merge=getattr(self, "mm_patch_merge_type", None) or "flat",
+            most_tiles=most_tiles_of(mode),
+        )
+
+    def has_image_newline(self) -> bool:
+        """Whether the rows of tiled pictures end with a trained vector."""
+        is_anyres = (self.image_aspect_ratio or "").startswith("anyres")
+        return is_anyres and "unpad" in (getattr(self, "mm_patch_merge_type", None) or "")
+
+    def aspect_mode(self) -> Literal["resize", "pad", "crop", "dynamic", "anyres"]:
         """How a picture becomes square: the stored mode, else the family's own (CLIP crops, the others resize)."""
         if self.image_aspect_ratio in ("resize", "pad", "crop", "dynamic"):
             return self.image_aspect_ratio  # pyright: ignore[reportReturnType]
-        is_clip = (self.vision_model_type() or "").startswith("clip")
-        return "crop" if is_clip else "resize"
+        if (self.image_aspect_ratio or "").startswith("anyres"):
+            return "anyres"
+        return family_of(self.vision_model_type()).aspect_mode
 
     def tiling(self) -> dict[str, int]:
         """Fewest and most tiles of a dynamic picture, as far as they are stored."""
@@ -131,10 +151,14 @@ class LlavaConfig(PreTrainedConfig):
         projector = self.part_as_dict(self.mm_projector_cfg) or {"mm_projector_type": self.mm_projector_cfg}
         rate = downsample_rate(projector.get("mm_projector_type") or "linear")
         mean, std = self.pixel_statistics()
-        keeps_cls = (self.vision_model_type() or "").startswith("clip") and self.mm_vision_select_feature == "cls_patch"
+        side, patch = resolution_of(self, tower["image_size"]), square_side(tower["patch_size"], "patch_size")
+        keeps_prefix = self.mm_vision_select_feature == "cls_patch"
+        prefix = family_of(self.vision_model_type()).num_prefix_tokens(tower) if keeps_prefix else 0
+        tokens, image_size = count_visual_tokens(side, patch, rate) + prefix, max(scales_of(self, side), default=side)
         return VisualSpec(
-            image_size=tower["image_size"],
-            tokens_per_image=count_visual_tokens(tower["image_size"], tower["patch_size"], rate) + int(keeps_cls),
+            image_size=image_size,
+            tokens_per_image=tokens,
+            anyres=self.anyres_rule(tokens, image_size),
             image_mean=mean,
             image_std=std,
             aspect_mode=self.aspect_mode(),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Turn, get_template
-from llava.mm_utils import cut_into_tiles, extract_media, multiply_placeholders, to_uint8_tensor
+from llava.mm_utils import cut_anyres, cut_into_tiles, extract_media, multiply_placeholders, to_uint8_tensor
 from llava.utils.tokenizer import TokenizationCompat, tokenize_conversation
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 DEFAULT_NUM_FRAMES = 8
 
 
-def encode_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> tuple[Tensor, Tensor | None]:
-    """(ids [1, S] with one placeholder per picture, uint8 pictures [n, 3, H, W] or None) on the model's device.
+def encode_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(ids [1, S] with one placeholder per picture, uint8 pictures [n, 3, H, W] or None, their sizes under anyres).
 
     Raises:
         ValueError: the model has no tokenizer or no template, or the prompt holds something else.
@@ -31,8 +31,8 @@ def encode_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> tuple[Tensor, Ten
         raise ValueError(f"the model has no {lack}, which generate_content needs; use generate(input_ids), or set it")
     num_frames = config.num_video_frames or DEFAULT_NUM_FRAMES
     text, pictures = extract_media(prompt, num_frames, mm_use_im_start_end=bool(config.mm_use_im_start_end))
-    pixels = to_pixels(model, pictures)
-    if pixels is not None and len(pixels) > len(pictures):
+    pixels, sizes = to_pixels(model, pictures)
+    if pixels is not None and sizes is None and len(pixels) > len(pictures):
         text = multiply_placeholders(text, len(pixels))
     ids = tokenize_conversation(
         [Turn("user", text)],
@@ -43,14 +43,20 @@ def encode_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> tuple[Tensor, Ten
         image_token_id=IMAGE_TOKEN_INDEX,
     )
     device: Any = model.get_input_embeddings().weight.device
-    return torch.tensor([ids], device=device), None if pixels is None else pixels.to(device)
+    return torch.tensor([ids], device=device), None if pixels is None else pixels.to(device), sizes
 
 
-def to_pixels(model: LlavaMetaForCausalLM, pictures: Sequence[Any]) -> Tensor | None:
-    """uint8 [n, 3, H, W]; a dynamic model cuts a picture that is alone into tiles, as its training did."""
+def to_pixels(model: LlavaMetaForCausalLM, pictures: Sequence[Any]) -> tuple[Tensor | None, Tensor | None]:
+    """uint8 [n, 3, H, W] and, of an anyres model, the sizes [k, 2] of its pictures.
+
+    A dynamic model cuts a picture that is alone into tiles, as its training did.
+    """
     spec = model.visual_spec
     if not pictures:
-        return None
+        return None, None
+    if spec.anyres is not None:
+        cut = [cut_anyres(picture, spec.anyres) for picture in pictures]
+        return torch.cat([views for views, _ in cut]), torch.tensor([size for _, size in cut])
     if spec.aspect_mode == "dynamic" and len(pictures) == 1:
-        return cut_into_tiles(pictures[0], spec)
-    return torch.stack([to_uint8_tensor(picture, spec) for picture in pictures])
+        return cut_into_tiles(pictures[0], spec), None
+    return torch.stack([to_uint8_tensor(picture, spec) for picture in pictures]), None

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from llava.batch import VisualSpec
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
+from llava.model.anyres import merge_views
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.media_embedding import (
     PaddingSide,
@@ -27,6 +28,7 @@ from llava.model.media_embedding import (
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
 from llava.model.multimodal_projector.base_projector import MultimodalProjector
 from llava.model.utils import count_visual_tokens, is_partitioned, is_trainable
+from llava.utils.anyres import AnyresLayout
 from llava.utils.tokenizer import infer_stop_tokens
 
 logger = logging.getLogger(__name__)
@@ -63,11 +65,10 @@ class LlavaMetaModel:
 
     @property
     def tokens_per_image(self) -> int:
-        tower = self.vision_tower
         rate = self.mm_projector.downsample_rate
         if rate == 1:
-            return tower.num_patches
-        return count_visual_tokens(tower.image_size, tower.config.patch_size, rate)
+            return self.vision_tower.num_patches
+        return count_visual_tokens(self.vision_tower.grid_side, 1, rate)
 
     @property
     def visual_spec(self) -> VisualSpec:
@@ -77,6 +78,7 @@ class LlavaMetaModel:
             image_mean=self.vision_tower.image_mean,  # pyright: ignore[reportArgumentType]
             image_std=self.vision_tower.image_std,  # pyright: ignore[reportArgumentType]
             aspect_mode=self.config.aspect_mode(),
+            anyres=self.config.anyres_rule(self.tokens_per_image, self.vision_tower.image_size),
             **self.config.tiling(),
         )
 
@@ -108,6 +110,32 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
             images = images.flatten(0, 1)
         features = self.vision_tower(images)
         return self.mm_projector(features.to(next(self.mm_projector.parameters(), features).dtype))
+
+    def encode_pictures(self, images: Any, image_sizes: Int[Tensor, "k 2"] | None) -> Float[Tensor, "n t d"]:
+        """`encode_images`, and with image_sizes the views of each picture merged into one run: [1, total, d]."""
+        layouts, features = self._layouts(image_sizes), self.encode_images(images)
+        if layouts is None:
+            return features
+        return merge_views(features, layouts, self.mm_projector.image_newline)[None]
+
+    def tokens_of_pictures(self, images: Any, image_sizes: Int[Tensor, "k 2"] | None = None) -> list[int]:
+        """Language-model positions of each picture in reading order."""
+        layouts = self._layouts(image_sizes)
+        if layouts is None:
+            return [self.tokens_per_image] * count_pictures(images)
+        return [layout.num_tokens for layout in layouts]
+
+    def _layouts(self, image_sizes: Int[Tensor, "k 2"] | None) -> list[AnyresLayout] | None:
+        """One per picture; None without sizes: then each picture is a single view."""
+        if image_sizes is None:
+            return None
+        rule = self.visual_spec.anyres
+        if rule is None:
+            raise ValueError(
+                f"image_sizes were given to a model of image_aspect_ratio {self.config.image_aspect_ratio!r}, "
+                "only anyres reads them; leave them out"
+            )
+        return [rule.layout(height, width) for height, width in image_sizes.tolist()]
 
     def _must_touch_vision(self) -> bool:
         """A rank without pictures runs a blank one where others would wait for its gradients or its weights."""
@@ -141,6 +169,7 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         labels: Int[Tensor, "b s"] | None,
         images: Any,
         padding_side: PaddingSide | None = None,
+        image_sizes: Int[Tensor, "k 2"] | None = None,
     ) -> tuple[None, Tensor | None, Tensor | None, Any, Tensor, Tensor | None]:
         """Token ids and pictures to embeddings; placeholders may be expanded or not, rows padded on either side.
 
@@ -155,10 +184,10 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         ids = unify_image_token(input_ids, token_id)
         mask = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         targets = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels
-        per_image, num_images = self.tokens_per_image, count_pictures(images)
-        if not placeholders_are_expanded((ids == token_id) & mask, num_images, per_image):
-            ids, targets, mask = expand_rows(ids, targets, mask, per_image, token_id)
-        features = self.encode_images(images) if num_images else None
+        counts = self.tokens_of_pictures(images, image_sizes)
+        if not placeholders_are_expanded((ids == token_id) & mask, counts, self.tokens_per_image):
+            ids, targets, mask = expand_rows(ids, targets, mask, counts, token_id)
+        features = self.encode_pictures(images, image_sizes) if counts else None
         embeds = self.embed_multimodal(ids, (ids == token_id) & mask, features) * mask[..., None]
         mask, targets, embeds = self._cut_and_pad(mask, targets, embeds, padding_side)
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0) * mask
@@ -201,6 +230,7 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         input_ids: Int[Tensor, "b s"] | None = None,
         images: Any = None,
         attention_mask: Int[Tensor, "b s"] | Bool[Tensor, "b s"] | None = None,
+        image_sizes: Int[Tensor, "k 2"] | None = None,
         **generation_kwargs: Any,
     ) -> Any:
         """New token ids only [B, new]; text alone, one or many pictures in reading order, rows of unequal length.
@@ -211,7 +241,7 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
             return self.llm.generate(attention_mask=attention_mask, **self._with_stops(generation_kwargs))  # pyright: ignore
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         _, _, mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
-            input_ids, None, mask, None, None, images, padding_side="left"
+            input_ids, None, mask, None, None, images, padding_side="left", image_sizes=image_sizes
         )
         kwargs = self._with_stops(generation_kwargs)
         return self.llm.generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)  # pyright: ignore
@@ -230,10 +260,10 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         """Answer to one user turn: a text, a picture (PIL, `llava.Image`), a `llava.Video`, or a list of these."""
         from llava.model.generation import encode_prompt
 
-        input_ids, images = encode_prompt(self, prompt)
+        input_ids, images, image_sizes = encode_prompt(self, prompt)
         if generation_config is not None:
             generation_kwargs["generation_config"] = generation_config
-        output = self.generate(input_ids, images, **generation_kwargs)
+        output = self.generate(input_ids, images, image_sizes=image_sizes, **generation_kwargs)
         return self.tokenizer.decode(output[0], skip_special_tokens=True).strip()
 
     def get_input_embeddings(self) -> nn.Module:

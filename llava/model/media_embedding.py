@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,18 +28,23 @@ def unify_image_token(input_ids: Int[Tensor, "b s"], image_token_id: int) -> Int
     return input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, image_token_id)
 
 
-def placeholders_are_expanded(is_image: Bool[Tensor, "b s"], num_images: int, tokens_per_image: int) -> bool:
-    """True when every picture already has all its slots, False when every picture has one placeholder.
+def placeholders_are_expanded(is_image: Bool[Tensor, "b s"], counts: Sequence[int], tokens_per_image: int) -> bool:
+    """True when every picture already has all its slots (`counts`), False when every picture has one placeholder.
 
     Raises:
         ValueError: the text asks for another number of pictures than were given; names picture, expected, found.
     """
     found = int(is_image.sum())
-    if found == num_images * tokens_per_image:
+    if found == sum(counts):
         return True
-    if found == num_images:
+    if found == len(counts):
         return False
-    raise ValueError(_describe_mismatch(is_image, num_images, tokens_per_image, found))
+    if any(count != tokens_per_image for count in counts):
+        raise ValueError(
+            f"{len(counts)} pictures need {len(counts)} placeholders, or {sum(counts)} expanded ones "
+            f"({', '.join(map(str, counts))}), found {found}; use mm_utils.expand_image_tokens with these counts"
+        )
+    raise ValueError(_describe_mismatch(is_image, len(counts), tokens_per_image, found))
 
 
 def _describe_mismatch(is_image: Tensor, num_images: int, tokens_per_image: int, found: int) -> str:
@@ -76,16 +82,17 @@ def expand_rows(
     input_ids: Int[Tensor, "b s"],
     labels: Int[Tensor, "b s"],
     attention_mask: Bool[Tensor, "b s"],
-    tokens_per_image: int,
+    counts: Sequence[int],
     image_token_id: int,
 ) -> tuple[Int[Tensor, "b u"], Int[Tensor, "b u"], Bool[Tensor, "b u"]]:
     """Gives every picture its slots, with the function that the data side uses; rows come back right-padded."""
     from llava.mm_utils import expand_image_tokens
 
-    ids_rows, label_rows = [], []
+    ids_rows, label_rows, left = [], [], list(counts)
     for ids, label, mask in zip(input_ids, labels, attention_mask, strict=True):
-        counts = [tokens_per_image] * int((ids[mask] == image_token_id).sum())
-        new_ids, new_labels = expand_image_tokens(ids[mask], label[mask], counts, image_token_id)
+        here = int((ids[mask] == image_token_id).sum())
+        new_ids, new_labels = expand_image_tokens(ids[mask], label[mask], left[:here], image_token_id)
+        left = left[here:]
         ids_rows.append(new_ids)
         label_rows.append(new_labels)
     mask_rows = [torch.ones_like(row, dtype=torch.bool) for row in ids_rows]

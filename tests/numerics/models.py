@@ -17,11 +17,28 @@ LLMS: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "qwen2": {"num_key_value_heads": 2},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    # windows shorter than the sequences of the tests, so that they matter
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 6},
+    "mixtral": {"num_key_value_heads": 2, "sliding_window": 6, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gemma": {"num_key_value_heads": 2, "head_dim": 8},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
+    "gemma3_text": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": {"num_key_value_heads": 2, "sliding_window": 6},
 }
 TOWERS: dict[str, dict[str, Any]] = {
     "siglip_vision_model": {"patch_size": 8},
     "clip_vision_model": {"patch_size": 8},
     "siglip_stem": {"patch_size": 8, "stem_strides": (4, 2)},
+    "dinov2": {"patch_size": 8, "mlp_ratio": 2},
+    "dinov2_with_registers": {"patch_size": 8, "mlp_ratio": 2, "num_register_tokens": 3},
+    "internvl_vision": {"patch_size": 8},
+    "radio": {"patch_size": 8, "mlp_ratio": 2.0, "max_img_size": 96, "num_cls_tokens": 2, "num_registers": 3},
 }
 
 

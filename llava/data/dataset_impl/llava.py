@@ -56,6 +56,8 @@ class LLaVADataset(VideoDataset):
         messages = self.placed(dialogue_turns(record), len(paths))
         if self.pictures is None:
             return self.conversation(lambda: messages, None)
+        if self.context.spec.anyres is not None and paths:
+            return self.conversation(lambda: messages, self.pictures.read_views(paths))
         if len(paths) != 1 or self.context.spec.aspect_mode != "dynamic":
             return self.conversation(lambda: messages, self.pictures.read(paths) if paths else None)
         tiles = self.pictures.read_tiles(paths[0])

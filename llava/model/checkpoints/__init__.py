@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llava.utils.registry import Registry
 
 if TYPE_CHECKING:
+    from llava.model.checkpoints.plan import Plan
     from llava.model.language_model.base import LlavaCausalLM
 
 
@@ -25,6 +26,7 @@ class ReadOptions:
         attn_implementation: kernel of the language model; None = "sdpa".
         quantization_config: for the language model only.
         model_base: folder of the base model, for layouts that hold a difference to one.
+        vision_tower: folder or hub id of the tower, for layouts that only name it.
         cache_dir: where downloads are kept.
     """
 
@@ -34,28 +36,56 @@ class ReadOptions:
     attn_implementation: str | None = None
     quantization_config: Any = None
     model_base: str | None = None
+    vision_tower: str | None = None
     cache_dir: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """recognises looks at file names only; read returns the model with its tokenizer attached."""
+    """recognises looks at file names and config.json; read returns the model with its tokenizer attached.
+
+    plan says what lies where without loading it; fetch=False looks at nothing outside this machine.
+    """
 
     recognises: Callable[[Path], bool]
     read: Callable[[Path, ReadOptions], LlavaCausalLM]
+    plan: Callable[[Path, ReadOptions, bool], Plan]
     holds: str  # said in errors
 
 
 LAYOUTS: Registry[Layout] = Registry("checkpoint layout")
-"""Tried in order of registration; a new layout is one module with one row."""
+"""A new layout is one module with one row; exactly one must recognise a folder."""
 
-_MODULES = ("three_folder",)
+_MODULES = ("three_folder", "original", "llava_hf", "projector_only", "lora")
 
 
 def find_layout(folder: Path) -> Layout | None:
+    """The layout of a folder (or file); None where nobody knows it.
+
+    Raises:
+        ValueError: a folder that holds two checkpoints.
+    """
     for module in _MODULES:
         import_module(f"llava.model.checkpoints.{module}")
-    return next((layout for layout in LAYOUTS.values() if layout.recognises(folder)), None)
+    found = {name: layout for name, layout in LAYOUTS.items() if layout.recognises(folder)}
+    if len(found) > 1:
+        both = "; ".join(f"{name}: {layout.holds}" for name, layout in found.items())
+        raise ValueError(f"{folder} holds {len(found)} checkpoints ({both}), expected one; move one to another folder")
+    return next(iter(found.values()), None)
+
+
+def require_layout(folder: Path) -> Layout:
+    """The layout of a folder.
+
+    Raises:
+        ValueError: names what was found and what is known.
+    """
+    layout = find_layout(folder)
+    if layout is not None:
+        return layout
+    found = ", ".join(sorted(entry.name for entry in folder.glob("*"))[:12]) or "nothing"
+    known = "; ".join(f"{name}: {row.holds}" for name, row in LAYOUTS.items())
+    raise ValueError(f"{folder} holds no known checkpoint layout (found {found}); expected {known}")
 
 
 def read_checkpoint(path: str | Path, options: ReadOptions | None = None) -> LlavaCausalLM:
@@ -67,12 +97,7 @@ def read_checkpoint(path: str | Path, options: ReadOptions | None = None) -> Lla
     """
     options = options or ReadOptions()
     folder = resolve_folder(path, options.cache_dir)
-    layout = find_layout(folder)
-    if layout is None:
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
-        known = "; ".join(f"{name}: {row.holds}" for name, row in LAYOUTS.items())
-        raise ValueError(f"{folder} holds no known checkpoint layout (found {found}); expected {known}")
-    return layout.read(folder, options)
+    return require_layout(folder).read(folder, options)
 
 
 def resolve_folder(path: str | Path, cache_dir: str | None = None) -> Path:
@@ -80,7 +105,7 @@ def resolve_folder(path: str | Path, cache_dir: str | None = None) -> Path:
     folder = Path(path).expanduser()
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
-    if folder.is_dir():
+    if folder.exists():  # a file may hold a projector
         return folder
     name = str(path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir():

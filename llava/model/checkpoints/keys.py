@@ -23,9 +23,18 @@ def require_part(folder: Path, part: str) -> Path:
 
 
 def read_part(
-    load: Callable[..., Any], folder: Path | str, part: str, ignored_prefixes: tuple[str, ...] = (), **kwargs: Any
+    load: Callable[..., Any],
+    folder: Path | str,
+    part: str,
+    ignored_prefixes: tuple[str, ...] = (),
+    accepted_missing: tuple[str, ...] = (),
+    **kwargs: Any,
 ) -> Any:
     """Calls a transformers `from_pretrained` and checks its report.
+
+    Args:
+        ignored_prefixes: of stored weights that the part has no use for.
+        accepted_missing: names of weights that need not be stored.
 
     Raises:
         ValueError: for missing, unexpected or misshapen weights; names folder, key and what to do.
@@ -39,7 +48,7 @@ def read_part(
             f"the {part} belongs to a model of another width: check its config.json or train it for this model"
         )
     for kind, keys in (("lacks", info.get("missing_keys")), ("has unknown", info.get("unexpected_keys"))):
-        wrong = _without(keys or (), ignored_prefixes if kind == "has unknown" else ())
+        wrong = _without(keys or (), ignored_prefixes if kind == "has unknown" else accepted_missing)
         if wrong:
             advice = "the config.json beside it describes another model, or the file was cut: copy the part again"
             raise ValueError(f"{folder} {kind} weights of the {part}: {wrong[0]}{_more(wrong)}; {advice}")

@@ -5,16 +5,20 @@ What a config stores as `_name_or_path` is a path of the machine that wrote it a
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoConfig
 
 from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions
+from llava.model.checkpoints.assemble import compare_vision, read_tokenizer
 from llava.model.checkpoints.keys import require_part
+from llava.model.checkpoints.names import explain_buffer
+from llava.model.checkpoints.plan import Part, Plan, compare_llm
+from llava.model.checkpoints.stored import folder_headers, read_json
 from llava.model.configuration_llava import ROW_ORDER_KEYS
 
 if TYPE_CHECKING:
@@ -24,17 +28,12 @@ PARTS = {"llm": "llm_cfg", "vision_tower": "vision_tower_cfg", "mm_projector": "
 PREFIXES = {"llm": "llm.", "vision_tower": "vision_tower.vision_tower.", "mm_projector": "mm_projector."}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); the file was cut or edited: copy it again") from error
-
-
 def recognises(folder: Path) -> bool:
     if not (folder / "config.json").is_file():
         return False
-    return any((folder / part).is_dir() for part in PARTS) or "llm_cfg" in read_json(folder / "config.json")
+    if any((folder / part).is_dir() for part in PARTS):
+        return True
+    return "llm_cfg" in read_json(folder / "config.json") and not (folder / "adapter_config.json").is_file()
 
 
 def part_folder(root: Path, part: str, stored: Any) -> Path:
@@ -59,8 +58,11 @@ def read(folder: Path, options: ReadOptions) -> LlavaCausalLM:
     from llava.model.multimodal_encoder.builder import read_vision_tower
     from llava.model.multimodal_projector.builder import read_mm_projector
 
-    if options.model_base is not None:
-        raise ValueError(f"{folder} is a complete checkpoint, found model_base={options.model_base!r}; leave it out")
+    for name in ("model_base", "vision_tower"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"{folder} is a complete checkpoint, found {name}={getattr(options, name)!r}; leave it out"
+            )
     stored = read_json(folder / "config.json")
     where = {part: part_folder(folder, part, stored.get(key)) for part, key in PARTS.items()}
     model_class = model_class_for(read_json(where["llm"] / "config.json").get("model_type"))
@@ -77,11 +79,37 @@ def read(folder: Path, options: ReadOptions) -> LlavaCausalLM:
     return model.eval()
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer beside the language model, padding on the right; None where the folder has none."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        return None
-    return AutoTokenizer.from_pretrained(str(folder), padding_side="right")
+def make_plan(folder: Path, options: ReadOptions, fetch: bool = True) -> Plan:
+    """What lies in the three folders, for a description; `read` leaves the checks to transformers."""
+    from llava.model.multimodal_encoder.builder import tower_class
+    from llava.model.multimodal_projector.base_projector import MultimodalProjectorConfig
+
+    stored = read_json(folder / "config.json")
+    plan = Plan(layout="three_folder", folder=folder, config=stored)
+    where = {part: part_folder(folder, part, stored.get(key)) for part, key in PARTS.items()}
+    llm: Any = AutoConfig.from_pretrained(str(where["llm"]))
+    kind = tower_class(read_json(where["vision_tower"] / "config.json").get("model_type"))
+    tower = kind.config_class.from_pretrained(str(where["vision_tower"]))
+    projector = MultimodalProjectorConfig.from_pretrained(str(where["mm_projector"]))
+    projector.token_order = token_order_of(read_json(where["mm_projector"] / "config.json"), stored)
+    projector.mm_hidden_size = stored.get("mm_hidden_size") or tower.hidden_size  # a multiple with several scales
+    projector.hidden_size = llm.hidden_size
+    for part, config in zip(PARTS, (llm, tower, projector), strict=True):
+        plan.parts[part] = Part(config=config)
+        inside = rf"(?:{part}\.)?(?:vision_model\.)?(.+)" if part == "vision_tower" else r"(.+)"
+        plan.distribute(
+            folder_headers(where[part]),
+            lambda name, part=part, inside=inside: (part, name_in(inside, name)),
+            lambda name, part=part: explain_buffer(f"{part}.{name}"),
+        )
+    compare_llm(plan)
+    compare_vision(plan)
+    return plan
+
+
+def name_in(pattern: str, name: str) -> str:
+    match = re.fullmatch(pattern, name)
+    return name if match is None else match[1]
 
 
 def write(
@@ -119,5 +147,10 @@ def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 LAYOUTS.register("three_folder")(
-    Layout(recognises=recognises, read=read, holds="config.json with llm/, vision_tower/ and mm_projector/")
+    Layout(
+        recognises=recognises,
+        read=read,
+        plan=make_plan,
+        holds="config.json with llm/, vision_tower/ and mm_projector/",
+    )
 )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from llava.model.attention import (
     PADDING_SEGMENT,
     attention_arguments,
+    layer_windows,
     position_ids_of,
     resolve_implementation,
 )
@@ -22,7 +23,7 @@ from llava.model.configuration_llava import LlavaConfig
 from llava.model.language_model.builder import build_llm
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.loss import normalise, supervised_loss_sum, supervised_rows
-from llava.model.media_embedding import count_pictures, placeholders_are_expanded, unify_image_token
+from llava.model.media_embedding import placeholders_are_expanded, unify_image_token
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
 from llava.model.multimodal_projector.base_projector import MultimodalProjector
@@ -48,7 +49,12 @@ def build_parts(config: LlavaConfig, attn_implementation: str | None = None, dty
     llm = build_llm(config.llm_cfg, attn_implementation=attn_implementation, dtype=dtype)
     tower = build_vision_tower(config.vision_tower_cfg, config, dtype)
     projector = build_mm_projector(
-        config.mm_projector_cfg, tower.hidden_size, llm.config.hidden_size, token_order=config.token_order, dtype=dtype
+        config.mm_projector_cfg,
+        tower.hidden_size,
+        llm.config.hidden_size,
+        token_order=config.token_order,
+        image_newline=config.has_image_newline(),
+        dtype=dtype,
     )
     return Parts(llm=llm, vision_tower=tower, mm_projector=projector)
 
@@ -144,12 +150,14 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         num_items_in_batch: Any = None,
         logits_to_keep: int | Int[Tensor, "k"] = 0,
         sample_ids: list[str] | None = None,
+        image_sizes: Int[Tensor, "n 2"] | None = None,
         **kwargs: Any,
     ) -> LlavaOutput:
         """Next-token logits, and with labels the loss.
 
         Args:
             images: uint8 (normalised here) or normalised float [N, 3, H, W], in reading order over the whole batch.
+            image_sizes: height and width of every picture before it was cut into views; only for anyres models.
             attention_mask: True = a real token; behind a cache it covers the cached tokens too, and zeros hide them.
             labels: label i is the token at i; it is predicted by the last token before it that it may see.
             segment_ids: samples packed in a row, counted from 0, -1 = padding. branch_ids: see `model/attention.py`.
@@ -164,7 +172,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
             if input_ids is None:
                 raise ValueError("forward needs input_ids or inputs_embeds, found neither")
             inputs_embeds, attention_mask, position_ids, labels = self._embed(
-                input_ids, images, attention_mask, position_ids, labels, segment_ids, branch_ids
+                input_ids, images, image_sizes, attention_mask, position_ids, labels, segment_ids, branch_ids
             )
         segments, branches = self._segments(inputs_embeds, attention_mask, past_key_values, segment_ids, branch_ids)
         kwargs.pop("return_dict", None)
@@ -176,9 +184,8 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
             **arguments,
             **kwargs,
         )
-        output = self._head_and_loss(
-            decoded.last_hidden_state, labels, segments, branches, num_items_in_batch, logits_to_keep
-        )
+        is_token = attention_mask if segments is None else segments != PADDING_SEGMENT
+        output = self._head_and_loss(decoded, is_token, labels, segments, branches, num_items_in_batch, logits_to_keep)
         output.past_key_values = decoded.past_key_values if use_cache else None
         output.hidden_states = decoded.get("hidden_states")
         return output
@@ -187,6 +194,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         self,
         input_ids: Tensor,
         images: Any,
+        image_sizes: Tensor | None,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         labels: Tensor | None,
@@ -197,17 +205,19 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         token_id = self._image_token_id()
         ids = unify_image_token(input_ids, token_id)
         is_image = ids == token_id
-        per_image, num_images = self.tokens_per_image, count_pictures(images)
-        if placeholders_are_expanded(is_image, num_images, per_image):
-            features = self.encode_images(images) if num_images else None
+        counts = self.tokens_of_pictures(images, image_sizes)
+        if placeholders_are_expanded(is_image, counts, self.tokens_per_image):
+            features = self.encode_pictures(images, image_sizes) if counts else None
             return self.embed_multimodal(ids, is_image, features), attention_mask, position_ids, labels
         if segment_ids is not None or branch_ids is not None:
             raise ValueError(
-                f"packed or branched rows must give every picture its {per_image} placeholders; "
+                f"packed or branched rows must give every picture its {self.tokens_per_image} placeholders; "
                 "expand with mm_utils.expand_image_tokens before packing"
             )
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
-        prepared = self.prepare_inputs_labels_for_multimodal(ids, ids, mask, None, labels, images)
+        prepared = self.prepare_inputs_labels_for_multimodal(
+            ids, ids, mask, None, labels, images, image_sizes=image_sizes
+        )
         _, position_ids, attention_mask, _, embeds, labels = prepared
         return embeds, attention_mask, position_ids, labels
 
@@ -226,10 +236,6 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
             raise ValueError(
                 "segment_ids and branch_ids describe a whole sequence, found a cache that is not empty; "
                 "behind a cache hide tokens by zeros in attention_mask and give position_ids"
-            )
-        if "sliding_attention" in (getattr(self.llm.config, "layer_types", None) or ()):
-            raise ValueError(
-                "packed or branched rows need full attention, this language model has sliding layers; use padded rows"
             )
         segments = (
             torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
@@ -256,30 +262,50 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         assert branches is not None
         positions = position_ids_of(segments, branches) if position_ids is None else position_ids
         implementation = resolve_implementation(self.llm.config._attn_implementation)
-        arguments = attention_arguments(implementation, embeds.dtype, segments, branches)
+        windows = layer_windows(self.llm.config)
+        arguments = attention_arguments(implementation, embeds.dtype, segments, branches, windows)
         return {"position_ids": positions, **arguments}
 
     def _head_and_loss(
         self,
-        hidden: Float[Tensor, "b s d"],
+        decoded: Any,
+        is_token: Tensor | None,
         labels: Tensor | None,
         segments: Tensor | None,
         branches: Tensor | None,
         num_items_in_batch: Any,
         logits_to_keep: int | Tensor,
     ) -> LlavaOutput:
-        head: Any = self.llm.get_output_embeddings()
+        """Further terms count by this batch's share of the supervised tokens: accumulation does not raise them."""
+        hidden = decoded.last_hidden_state  # [B, S, D]
         output = LlavaOutput()
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            output.logits = head(hidden[:, kept])
+            output.logits = self.to_logits(hidden[:, kept])
         if labels is not None:
             rows, targets = supervised_rows(labels, segments, branches)
             time_tokens = list(self.config.time_token_ids or ()), self.config.soft_ce_std
-            loss_sum = supervised_loss_sum(hidden.flatten(0, 1)[rows], targets, head, *time_tokens)
+            loss_sum = supervised_loss_sum(hidden.flatten(0, 1)[rows], targets, self.to_logits, *time_tokens)
             output.loss = normalise(loss_sum, len(targets), num_items_in_batch)
             output.loss_terms = {"main_loss": output.loss.detach()}
+            for name, (weight, term) in self.further_loss_terms(decoded, is_token).items():
+                shared = normalise(term * len(targets), len(targets), num_items_in_batch)
+                output.loss = output.loss + weight * shared
+                output.loss_terms[name] = shared.detach()
         return output
+
+    def to_logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        """The language head with the soft cap of Gemma 2; a family that does more behind its head overrides this."""
+        head: Any = self.llm.get_output_embeddings()
+        logits, cap = head(hidden), getattr(self.llm.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def further_loss_terms(self, decoded: Any, is_token: Tensor | None) -> dict[str, tuple[float, Tensor]]:
+        """Name -> (weight, mean over the tokens of this batch) of what a family adds to the token loss.
+
+        is_token [B, S] is False on padding; None = there is none.
+        """
+        return {}
 
 
 def _settings(part: PreTrainedModel) -> dict[str, Any]:

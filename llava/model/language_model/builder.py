@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from llava.model.attention import resolve_implementation
+from llava.model.attention import implementation_for
 from llava.model.checkpoints import ReadOptions
 from llava.model.checkpoints.keys import read_part
 
@@ -25,13 +25,14 @@ def build_llm(part: Any, *, attn_implementation: str | None = None, dtype: Any =
         if model_type is None:
             raise ValueError("llm_cfg has no model_type, expected one of transformers' such as 'llama' or 'qwen2'")
         llm_config = AutoConfig.for_model(model_type, **settings)
-    implementation = resolve_implementation(attn_implementation)
+    implementation = implementation_for(attn_implementation, llm_config)
     given = {} if dtype is None else {"dtype": dtype}
     return AutoModelForCausalLM.from_config(llm_config, attn_implementation=implementation, **given)
 
 
 def read_llm(folder: Path | str, options: ReadOptions) -> PreTrainedModel:
     """A language model from a plain folder (or hub id) of transformers: safetensors or .bin, sharded or not."""
+    llm_config = AutoConfig.from_pretrained(str(folder), cache_dir=options.cache_dir)
     return read_part(
         AutoModelForCausalLM.from_pretrained,
         folder,
@@ -39,7 +40,7 @@ def read_llm(folder: Path | str, options: ReadOptions) -> PreTrainedModel:
         dtype=options.dtype,
         device_map=options.device_map,
         max_memory=options.max_memory,
-        attn_implementation=resolve_implementation(options.attn_implementation),
+        attn_implementation=implementation_for(options.attn_implementation, llm_config),
         quantization_config=options.quantization_config,
         cache_dir=options.cache_dir,
     )

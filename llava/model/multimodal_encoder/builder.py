@@ -10,8 +10,13 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from llava.model.checkpoints import ReadOptions
 from llava.model.checkpoints.keys import read_part
-from llava.model.configuration_llava import CLIP_MEAN, CLIP_STD, HALF, LlavaConfig
+from llava.model.configuration_llava import LlavaConfig
 from llava.model.multimodal_encoder.clip_encoder import ClipVisionTower
+from llava.model.multimodal_encoder.dinov2_encoder import Dinov2VisionTower, Dinov2WithRegistersVisionTower
+from llava.model.multimodal_encoder.families import family_of, resolution_of, scales_of
+from llava.model.multimodal_encoder.internvit_encoder import InternVisionTower
+from llava.model.multimodal_encoder.radio_encoder import RadioVisionTower
+from llava.model.multimodal_encoder.resolution import fit_processor, with_resolution
 from llava.model.multimodal_encoder.siglip_encoder import SiglipVisionTower
 from llava.model.multimodal_encoder.siglip_stem import SiglipStemVisionTower
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
@@ -23,12 +28,32 @@ VISION_TOWERS: Registry[type[VisionTower]] = Registry("vision tower")
 VISION_TOWERS.register("siglip_vision_model", "siglip")(SiglipVisionTower)
 VISION_TOWERS.register("clip_vision_model", "clip")(ClipVisionTower)
 VISION_TOWERS.register("siglip_stem")(SiglipStemVisionTower)
+VISION_TOWERS.register("dinov2")(Dinov2VisionTower)
+VISION_TOWERS.register("dinov2_with_registers")(Dinov2WithRegistersVisionTower)
+VISION_TOWERS.register("internvl_vision")(InternVisionTower)
+VISION_TOWERS.register("radio")(RadioVisionTower)
+
+_NAFLEX = (
+    "the SigLIP2 of variable picture sizes (naflex), which is not supported; SigLIP2 of a fixed size, such as "
+    "google/siglip2-so400m-patch14-384, has the model_type 'siglip' and is"
+)
+_SAVE_TOWER = "InternVLForConditionalGeneration.from_pretrained(...).model.vision_tower.save_pretrained(folder)"
+REFUSED = {
+    "siglip2": _NAFLEX,
+    "siglip2_vision_model": _NAFLEX,
+    "internvl": f"a whole InternVL; take its tower: {_SAVE_TOWER}",
+    "intern_vit_6b": "the layout of InternViT's own remote code, which is not run; take the tower of a checkpoint in "
+    f"transformers' layout such as OpenGVLab/InternVL3-1B-hf: {_SAVE_TOWER}",
+}
+"""model_type -> why it is no tower of ours, and what to do."""
 
 _OTHER_HALF = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 """Weights of a two-sided SigLIP or CLIP folder that a vision tower has no use for."""
 
 
 def tower_class(model_type: str | None) -> type[VisionTower]:
+    if model_type in REFUSED:
+        raise ValueError(f"vision_tower_cfg: model_type '{model_type}' is {REFUSED[model_type]}")
     try:
         return VISION_TOWERS[model_type or ""]
     except KeyError as error:
@@ -73,22 +98,29 @@ def _read_processor(folder: Path | str, options: ReadOptions) -> Any:
 def wrap_vision_tower(
     kind: type[VisionTower], model: Any, config: LlavaConfig, image_processor: Any = None
 ) -> VisionTower:
-    """A tower around a model whose weights are already there.
+    """A tower around a model whose weights are already there, for the resolution and the scales of the config.
 
     Raises:
-        ValueError: for a config that asks for several scales, which these towers do not have.
+        ValueError: for a config that asks for a form that these towers do not have.
     """
-    for key in ("s2", "dynamic_s2", "ps3"):
+    for key in ("dynamic_s2", "ps3"):
         if getattr(config, key, None):
-            raise ValueError(f"config.{key} is set, expected a model of one scale: {kind.__name__} has no {key} form")
-    family = (CLIP_MEAN, CLIP_STD) if kind is ClipVisionTower else (HALF, HALF)
-    mean = config.image_mean or getattr(image_processor, "image_mean", None) or family[0]
-    std = config.image_std or getattr(image_processor, "image_std", None) or family[1]
+            raise ValueError(f"config.{key} is set, but {kind.__name__} has no {key} form; expected s2 or one scale")
+    side = resolution_of(config, model.config.image_size)
+    resized = with_resolution(kind, model, side, config.interpolate_mode)
+    scales = scales_of(config, side)
+    if image_processor is not None and (scales or resized is not model):
+        fit_processor(image_processor, scales[-1] if scales else side)
+    family = family_of(model.config.model_type)
+    normalises = getattr(image_processor, "do_normalize", True)  # else the tower does that itself
+    mean = config.image_mean or (normalises and getattr(image_processor, "image_mean", None)) or family.image_mean
+    std = config.image_std or (normalises and getattr(image_processor, "image_std", None)) or family.image_std
     return kind(
-        model,
+        resized,
         select_layer=config.mm_vision_select_layer,
         select_feature=config.mm_vision_select_feature,
         image_mean=mean,
         image_std=std,
+        scales=scales,
         image_processor=image_processor,
     )

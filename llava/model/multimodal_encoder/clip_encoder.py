@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
@@ -11,8 +12,11 @@ from llava.model.multimodal_encoder.vision_encoder import VisionTower
 class ClipVisionTower(VisionTower):
     config_class = CLIPVisionConfig
     model_class = CLIPVisionModel
-    num_prefix_tokens = 1
     default_feature = "patch"
+    num_position_prefix = 1
+
+    def run_layer(self, layer: nn.Module, hidden: Float[Tensor, "n p d"]) -> Float[Tensor, "n p d"]:
+        return layer(hidden, None)  # None = no attention mask
 
     def embed(self, pixels: Tensor) -> Tensor:
         return self.vision_tower.pre_layrnorm(super().embed(pixels))  # pyright: ignore[reportCallIssue]

@@ -15,7 +15,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
-from llava.model.multimodal_encoder.vision_encoder import VisionTower
+from llava.model.multimodal_encoder.siglip_encoder import SiglipVisionTower
 
 
 class SiglipStemConfig(SiglipVisionConfig):
@@ -77,7 +77,7 @@ class SiglipStemModel(SiglipVisionModel):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
 
 
-class SiglipStemVisionTower(VisionTower):
+class SiglipStemVisionTower(SiglipVisionTower):
     config_class = SiglipStemConfig
     model_class = SiglipStemModel
     default_layer = -1

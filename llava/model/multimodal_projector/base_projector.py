@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -137,10 +138,14 @@ class MultimodalProjectorConfig(PreTrainedConfig):
     mm_hidden_size: int | None = None
     hidden_size: int | None = None
     token_order: str | None = None
+    image_newline: bool = False
 
 
 class MultimodalProjector(PreTrainedModel):
-    """[N, patches, vision width] -> [N, tokens, language width]; every parameter lives under `layers`."""
+    """[N, patches, vision width] -> [N, tokens, language width]; its parameters live under `layers`.
+
+    `image_newline` [language width] is there for models that end the rows of a tiled picture with it, else None.
+    """
 
     config_class = MultimodalProjectorConfig
     base_model_prefix = ""
@@ -157,6 +162,7 @@ class MultimodalProjector(PreTrainedModel):
         after: Any = config.hidden_size
         self.downsample_rate = downsample_rate(kind)
         self.layers = build_layers(kind, before, after, config.token_order or "row")
+        self.image_newline = nn.Parameter(torch.empty(after)) if config.image_newline else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -164,6 +170,8 @@ class MultimodalProjector(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        if isinstance(module, MultimodalProjector) and module.image_newline is not None:
+            init.normal_(module.image_newline, std=len(module.image_newline) ** -0.5)
 
     def forward(self, x: Float[Tensor, "n p d"]) -> Float[Tensor, "n q h"]:
         return self.layers(x)

@@ -12,7 +12,13 @@ from llava.model.multimodal_projector.base_projector import MultimodalProjector,
 
 
 def build_mm_projector(
-    part: Any, mm_hidden_size: int, hidden_size: int, *, token_order: str | None = None, dtype: Any = None
+    part: Any,
+    mm_hidden_size: int,
+    hidden_size: int,
+    *,
+    token_order: str | None = None,
+    image_newline: bool = False,
+    dtype: Any = None,
 ) -> MultimodalProjector:
     """A projector with fresh weights, or read when `part` is a folder.
 
@@ -20,6 +26,7 @@ def build_mm_projector(
         part: projector type ("mlp_downsample"), folder, settings, or a config object.
         mm_hidden_size, hidden_size: widths of the vision tower and of the language model.
         token_order: order of the merged tokens; settings that name one win. New projectors are row-major.
+        image_newline: the model ends the rows of tiled pictures with a vector of its own; settings win.
     """
     if isinstance(part, str | Path) and (Path(part) / "config.json").is_file():
         options = ReadOptions(dtype=dtype or "auto")
@@ -32,6 +39,7 @@ def build_mm_projector(
         mm_hidden_size=mm_hidden_size,
         hidden_size=hidden_size,
         token_order=settings.get("token_order") or token_order or "row",
+        image_newline=settings.get("image_newline", image_newline),
     )
     return MultimodalProjector._from_config(config, **({} if dtype is None else {"dtype": dtype}))
 

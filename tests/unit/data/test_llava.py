@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from llava.constants import IGNORE_INDEX
+from llava.data.collate import DataCollator
 from llava.data.dataset_impl import LLaVADataset
 from llava.data.utils import BrokenSampleError
-from tests.unit.data.toys import grey
+from llava.utils.anyres import AnyresRule
+from tests.unit.data.toys import SIZE, grey
 
 
 def said(question: str, answer: str = "Yes.") -> list[dict]:
@@ -111,3 +113,47 @@ def test_a_picture_alone_is_cut_into_tiles_and_several_are_not(make_data, tokeni
     assert text_of(data[1], tokenizer).count("[p]") == len(data[1]["images"]) == 2
     assert data.num_pictures(0) == 5 >= len(data[0]["images"])
     assert data.modality == ["image", "image"]
+
+
+def anyres() -> dict:
+    """Pictures of one, two or four tiles of 2 x 2 tokens, behind the whole."""
+    canvases = tuple((rows * SIZE, columns * SIZE) for rows, columns in ((1, 1), (1, 2), (2, 1), (2, 2)))
+    return {"aspect_mode": "anyres", "anyres": AnyresRule(resolutions=canvases, patches=2, side=SIZE)}
+
+
+def test_pictures_of_any_size_take_the_tokens_of_their_layout(make_data, tokenizer, tmp_path):
+    Image.new("RGB", (60, 20)).save(tmp_path / "wide.png")
+    record = {"image": ["wide.png", "a.png"], "conversations": said("<image>\n<image>\nWhich?")}
+    data = make_data(record, **anyres())
+    sample = data[0]
+    layouts = [data.context.spec.anyres.layout(*size) for size in sample["image_sizes"].tolist()]
+    slots = sample["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")
+    assert sample["image_sizes"][0].tolist() == [20, 60]
+    assert sample["image_views"].tolist() == [layout.num_tiles for layout in layouts]
+    assert len(sample["images"]) == sum(sample["image_views"])
+    for picture, layout in enumerate(layouts):
+        assert int((slots & (sample["frame_ids"] == picture)).sum()) == layout.num_tokens
+
+
+def test_a_sample_that_is_too_long_loses_whole_pictures_with_their_views(make_data, tokenizer, tmp_path):
+    Image.new("RGB", (60, 20)).save(tmp_path / "wide.png")
+    record = {"image": ["wide.png", "a.png"], "conversations": said("<image>\n<image>\nWhich?")}
+    sample = make_data(record, **anyres())[0]
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    second = int((sample["frame_ids"] == 1).nonzero()[0, 0])
+    collator = DataCollator(pad_token_id=0, max_length=second + 2, image_token_id=image_id)
+    batch = collator([sample])
+    assert batch["input_ids"].shape[1] == second
+    assert batch["image_sizes"].tolist() == [[20, 60]]
+    assert len(batch["images"]) == int(sample["image_views"][0])
+    assert collator.statistics.dropped_pictures == 1
+
+
+def test_plain_pictures_beside_cut_ones_stay_one_view(make_data, tmp_path):
+    cut = make_data({"image": "a.png", "conversations": said("<image>\nWhich?")}, **anyres())[0]
+    plain = make_data({"image": "a.png", "conversations": said("<image>\nWhich?")})[0]
+    batch = DataCollator(pad_token_id=0, max_length=512)([cut, plain])
+    assert batch["image_sizes"].tolist() == [[16, 16], [0, 0]]
+    rule = anyres()["anyres"]
+    assert sum(rule.layout(*size).num_tiles for size in batch["image_sizes"].tolist()) == len(batch["images"])
+    assert rule.layout(0, 0).num_tokens == 4

@@ -62,7 +62,7 @@ def test_pictures_stand_where_they_were_put(model: Any, picture: PILImage.Image)
     text, shown = extract_media(["left", picture, "right", picture], 4)
     assert text == "left<image>\nright<image>\n"
     assert len(shown) == 2
-    ids, pixels = encode_prompt(model, ["left", picture, "right", picture])
+    ids, pixels, _ = encode_prompt(model, ["left", picture, "right", picture])
     assert int((ids == IMAGE_TOKEN_INDEX).sum()) == 2
     assert pixels is not None
     assert pixels.shape == (2, 3, 32, 32)
@@ -115,10 +115,10 @@ def test_a_dynamic_model_cuts_a_picture_alone_into_tiles(model: Any):
     wide = PILImage.new("RGB", (64, 32))
     model.config.image_aspect_ratio, model.config.max_tiles = "dynamic", 2
     try:
-        ids, pixels = encode_prompt(model, [wide, "stop"])
+        ids, pixels, _ = encode_prompt(model, [wide, "stop"])
         assert pixels is not None
         assert len(pixels) == int((ids == IMAGE_TOKEN_INDEX).sum()) == 3
-        _, several = encode_prompt(model, [wide, wide])
+        _, several, _ = encode_prompt(model, [wide, wide])
         assert several is not None
         assert len(several) == 2
         assert isinstance(model.generate_content([wide, "stop"], **GREEDY), str)

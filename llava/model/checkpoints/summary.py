@@ -1,0 +1,116 @@
+"""A checkpoint described from its headers: layout, parts, sizes, what does not fit, what loading needs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llava.model.checkpoints import ReadOptions, find_layout, require_layout, resolve_folder
+from llava.model.checkpoints.plan import Part, Plan, sizes
+from llava.model.checkpoints.stored import common_dtype, folder_headers, has_weights, read_config
+
+WIDTH = 96
+ROWS = 6
+"""Of a list of keys so many are shown."""
+
+
+def plan_checkpoint(path: str | Path, options: ReadOptions | None = None) -> Plan:
+    """The plan of a folder of any layout, or of a plain language model; reads headers only and downloads nothing.
+
+    Raises:
+        FileNotFoundError: no such folder here.
+    """
+    options = options or ReadOptions()
+    if not Path(path).expanduser().exists():
+        raise FileNotFoundError(f"no checkpoint at {path}; an inspection downloads nothing: give an existing folder")
+    folder = resolve_folder(path)
+    if find_layout(folder) is None and "model_type" in read_config(folder) and has_weights(folder):
+        part = Part(tensors=folder_headers(folder))
+        return Plan(layout="language model without vision", folder=folder, parts={"llm": part})
+    return require_layout(folder).plan(folder, options, False)
+
+
+def describe(plan: Plan) -> str:
+    """The report of `vila-inspect`, at most 96 columns wide."""
+    lines = [*_wrapped(f"{plan.folder}"), f"layout    {plan.layout}", *_facts(plan), "", *_table(plan)]
+    for title, keys in (("missing", plan.missing), ("unexpected", plan.unexpected), ("wrong shape", plan.misshapen)):
+        lines += _keys(title, keys)
+    lines += ["", *_reasons(plan)] if plan.explained else []
+    for part in plan.unchecked:
+        lines += _wrapped(f"unchecked: names of the {part}, which transformers changes and checks while it loads them")
+    lines += ["", *_loading(plan)]
+    return "\n".join(lines)
+
+
+def _facts(plan: Plan) -> list[str]:
+    facts = {"template": plan.config.get("version"), "pictures": plan.config.get("image_aspect_ratio")}
+    projector: Any = getattr(plan.parts.get("mm_projector"), "config", None)
+    facts["projector"] = getattr(projector, "mm_projector_type", None)
+    if facts["projector"] and "downsample" in facts["projector"]:
+        facts["tokens"] = f"order of the merged tokens: {projector.token_order}"
+    return [f"{name:<10}{value or 'not stored'}" for name, value in facts.items()]
+
+
+def _table(plan: Plan) -> list[str]:
+    head = ["part", "kind", "tensors", "parameters", "size", "type", "files"]
+    rows = [_row(name, part) for name, part in plan.parts.items()]
+    stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
+    rows.append(["total", "", str(len(stored)), f"{sizes(stored)[0]:,}", _bytes(sizes(stored)[1]), "", ""])
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in [head, *rows]]  # fmt: skip
+
+
+def _row(name: str, part: Part) -> list[str]:
+    kind = str(getattr(part.config, "model_type", "") or "").removesuffix("_model")[:16]
+    parameters, size = sizes(part.tensors.values())
+    if not part.tensors:
+        return [name, kind, "0", "", "", "", "elsewhere" if part.source else "none"]
+    types = {tensor.dtype for tensor in part.tensors.values()}
+    main = str(common_dtype(part.tensors.values())).removeprefix("torch.") + (", ..." if len(types) > 1 else "")
+    files = sorted({tensor.file.name for tensor in part.tensors.values()})
+    shown = files[0][:26] if len(files) == 1 else f"{len(files)} files"
+    return [name, kind, str(len(part.tensors)), f"{parameters:,}", _bytes(size), main, shown]
+
+
+def _bytes(number: int) -> str:
+    size = float(number)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def _keys(title: str, keys: list[str]) -> list[str]:
+    if not keys:
+        return [f"{title}: none"] if title != "missing" else ["", f"{title}: none"]
+    lines = [f"{title}: {len(keys)}"] if title != "missing" else ["", f"{title}: {len(keys)}"]
+    for key in keys[:ROWS]:
+        lines += _wrapped(key, "  ")
+    return lines + ([f"  and {len(keys) - ROWS} more"] if len(keys) > ROWS else [])
+
+
+def _reasons(plan: Plan) -> Iterable[str]:
+    """Explained keys, counted by their reason."""
+    by_reason: dict[str, list[str]] = {}
+    for key, reason in plan.explained.items():
+        by_reason.setdefault(reason, []).append(key)
+    for reason, keys in by_reason.items():
+        yield from _wrapped(f"explained: {len(keys)} keys such as {keys[0]}: {reason}")
+
+
+def _loading(plan: Plan) -> list[str]:
+    size = sum(sizes(part.tensors.values())[1] for part in plan.parts.values())
+    wrong = bool(plan.obstacle or plan.missing or plan.unexpected or plan.misshapen)
+    lines = [f"loading: {'not possible as it is' if wrong else 'possible'}; memory for what lies here {_bytes(size)}"]
+    lines += _wrapped(f"obstacle: {plan.obstacle}", "  ") if plan.obstacle else []
+    for need in plan.needs:
+        lines += _wrapped(f"needs {need}", "  ")
+    return lines
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
