@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PILImage
 from torch import Tensor
 
-import llava
 from llava.constants import IGNORE_INDEX
 from llava.conversation import get_template
 from llava.data.preprocess import encode_conversation
+from llava.mm_utils import cut_anyres
 from llava.model.builder import load_pretrained_model
+from llava.utils.anyres import AnyresRule
 from llava.utils.tokenizer import TokenizationCompat
 from tests.numerics.models import worst
 
 NAMES = ("one_image", "two_turns", "two_images", "text_only")
 HIDDEN = 1e-4  # measured worst: 3.3e-6 (vision), 3.3e-6 (embeddings), 4.7e-6 (language model)
-LOGITS = 1e-4  # measured worst: 3.9e-6
+LOGITS = 1e-4  # measured worst: 3.9e-6 (1.5)
 LOSS = 1e-5  # measured worst: 9.5e-7
 
 
@@ -167,6 +169,50 @@ def test_greedy_answers(model: Any, conversations: Any, samples: Any, pixels: Te
     assert worst(torch.stack(output.scores, dim=1), conversations[f"{name}/gen_step_logits"]) < LOGITS
 
 
-def test_the_tiled_checkpoint_is_refused_before_its_weights_are_read(folder: Path):
-    with pytest.raises(ValueError, match=r"tiles \(anyres.*cannot run yet"):
-        llava.load(folder / "llava-v1.6-tiny-anyres")
+@pytest.fixture(scope="module")
+def anyres_model(folder: Path) -> Any:
+    return load_pretrained_model(str(folder / "llava-v1.6-tiny-anyres"), device="cpu")[1]
+
+
+def test_sizes_of_anyres_pictures(folder: Path):
+    recorded = json.loads((folder / "anyres_haotian_liu.json").read_text())
+    for kind, side, patches in (("real", 336, 24), ("tiny", 56, 4)):
+        resolutions = tuple((height, width) for width, height in recorded[f"pinpoints_{kind}"])
+        for case in recorded["cases"]:
+            width, height = case["image_size_wh"]
+            expected = case if kind == "real" else case["tiny"]
+            layout = AnyresRule(resolutions=resolutions, patches=patches, side=side).layout(height, width)
+            assert [layout.columns, layout.rows] == expected["grid_wh"]
+            assert list(layout.kept) == expected["unpadded_feature_hw"], case["image_size_wh"]
+            assert layout.num_tokens == expected["tokens_spatial_unpad"]
+
+
+@pytest.mark.parametrize("name", ["img0", "img1", "img2"])
+def test_anyres_embeddings_logits_and_answer(folder: Path, anyres_model: Any, name: str):
+    stored = arrays(folder, "anyres_tiny")
+    picture = PILImage.open(folder / "images" / f"{name}.png")
+    ids, views = stored[f"input_ids_{name}"], stored[f"pixel_values_{name}"]
+    sizes = torch.tensor([[picture.height, picture.width]])
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        embeds = anyres_model.prepare_inputs_labels_for_multimodal(
+            ids, None, mask, None, None, views, image_sizes=sizes
+        )[4]
+        logits = anyres_model(ids, images=views, attention_mask=mask, image_sizes=sizes).logits
+        answer = anyres_model.generate(
+            ids, views, image_sizes=sizes, max_new_tokens=12, do_sample=False, eos_token_id=[419]
+        )
+    assert worst(embeds, stored[f"inputs_embeds_{name}"]) < HIDDEN
+    assert worst(logits, stored[f"logits_{name}"]) < LOGITS
+    recorded = stored[f"gen_ids_{name}"][0, -12:]
+    assert answer[0, :12].tolist() == recorded[: len(answer[0])].tolist()
+
+
+def test_anyres_pixels(folder: Path, anyres_model: Any):
+    stored, spec = arrays(folder, "anyres_tiny"), anyres_model.visual_spec
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.image_mean, spec.image_std))
+    for name in ("img0", "img1", "img2"):
+        views, _ = cut_anyres(PILImage.open(folder / "images" / f"{name}.png").convert("RGB"), spec.anyres)
+        levels = (stored[f"pixel_values_{name}"] * std + mean) * 255
+        assert views.shape == levels.shape
+        assert (views - levels).abs().max() < 1.001  # grey levels; the recorded ones went through a float

@@ -69,6 +69,11 @@ def require_expressible(model: LlavaCausalLM) -> None:
             )
     if getattr(model.vision_tower, "scales", ()):
         raise ValueError(f"the tower looks at {model.vision_tower.scales} pixels (s2), transformers' LLaVA at one size")
+    if model.visual_spec.anyres is not None:
+        raise ValueError(
+            f"image_aspect_ratio is {model.config.image_aspect_ratio!r}, transformers' LLaVA reads one view a picture; "
+            "save it in this package's own layout: model.save_pretrained(folder)"
+        )
     if model.config.image_token_id is None:
         raise ValueError("config.image_token_id is None, expected the id of <image>; load the model with its tokenizer")
 

@@ -1,4 +1,4 @@
-"""transformers' own LLaVA folders (llava-hf), with names of three generations; LlavaNext is described only."""
+"""transformers' own LLaVA, LLaVA-Next and LLaVA-OneVision folders (llava-hf), with names of three generations."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import LlavaConfig as HFLlavaConfig
-from transformers import LlavaNextConfig
+from transformers import LlavaNextConfig, LlavaOnevisionConfig
 
 from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions
 from llava.model.checkpoints.assemble import PROCESSOR_FILES, assemble, compare_vision
 from llava.model.checkpoints.names import explain_buffer, locate_llava_hf
 from llava.model.checkpoints.plan import Part, Plan, compare_llm
 from llava.model.checkpoints.stored import folder_headers, has_weights, read_config, read_json
-from llava.model.checkpoints.tower import ANYRES
 from llava.model.multimodal_projector.base_projector import MultimodalProjectorConfig
 
 if TYPE_CHECKING:
     from llava.model.language_model.base import LlavaCausalLM
 
-CONFIGS = {"llava": HFLlavaConfig, "llava_next": LlavaNextConfig}
+CONFIGS = {"llava": HFLlavaConfig, "llava_next": LlavaNextConfig, "llava_onevision": LlavaOnevisionConfig}
 FEATURES = {"default": "patch", "full": "cls_patch"}
 VERSIONS = {"llama": "v1"}
 """Template of the published weights per language model; where none is known the caller sets `config.version`."""
@@ -60,16 +59,13 @@ def make_plan(folder: Path, options: ReadOptions, fetch: bool = True) -> Plan:
                 mm_hidden_size=vision.hidden_size,
                 hidden_size=text.hidden_size,
                 token_order="row",
+                image_newline=stored["model_type"] != "llava",
             )
         ),
     }
     text.tie_word_embeddings = bool(config.tie_word_embeddings or text.tie_word_embeddings)
     plan.obstacle = _obstacle(config)
-    if stored["model_type"] == "llava_next":
-        plan.parts["image_newline"] = Part()
     plan.distribute(folder_headers(folder), locate_llava_hf, explain_buffer)
-    if "image_newline" in plan.parts:
-        plan.compare("image_newline", {"image_newline": (text.hidden_size,)})
     compare_llm(plan)
     compare_vision(plan)
     return plan
@@ -82,8 +78,20 @@ def _settings(config: Any, folder: Path) -> dict[str, Any]:
         "mm_vision_select_feature": FEATURES.get(config.vision_feature_select_strategy),
         "image_token_id": config.image_token_index,
         "version": VERSIONS.get(config.text_config.model_type),
-        "image_aspect_ratio": aspect_of(folder),
         "token_order": "row",
+        **(_square(folder) if config.model_type == "llava" else _anyres(config)),
+    }
+
+
+def _square(folder: Path) -> dict[str, Any]:
+    return {"image_aspect_ratio": aspect_of(folder)}
+
+
+def _anyres(config: Any) -> dict[str, Any]:
+    return {
+        "image_aspect_ratio": getattr(config, "vision_aspect_ratio", "anyres"),
+        "image_grid_pinpoints": [list(pair) for pair in config.image_grid_pinpoints],
+        "mm_patch_merge_type": "spatial_unpad",
     }
 
 
@@ -101,8 +109,6 @@ def aspect_of(folder: Path) -> str | None:
 
 def _obstacle(config: Any) -> str | None:
     """What a config may ask for and our parts do not do."""
-    if config.model_type == "llava_next":
-        return ANYRES.format(why="model_type is 'llava_next'")
     wanted: Mapping[str, tuple[Any, bool]] = {
         "vision_feature_layer": (config.vision_feature_layer, isinstance(config.vision_feature_layer, int)),
         "projector_hidden_act": (config.projector_hidden_act, config.projector_hidden_act == "gelu"),

@@ -9,7 +9,7 @@ from llava.model.checkpoints.plan import Place
 _ORIGINAL = (
     (r"(?:model\.)?mm_projector\.(?:layers\.)?(.+)", "mm_projector", r"layers.\1"),
     (r"(?:model\.)?vision_tower\.vision_tower\.(?:vision_model\.)?(.+)", "vision_tower", r"\1"),
-    (r"(?:model\.)?(image_newline)", "image_newline", r"\1"),
+    (r"(?:model\.)?(image_newline)", "mm_projector", r"\1"),
     (r"llm\.(.+)", "llm", r"\1"),
     (r"((?:model|lm_head)\..+)", "llm", r"\1"),
 )
@@ -17,7 +17,7 @@ _LLAVA_HF = (
     (r"(?:model\.)?multi_modal_projector\.linear_1\.(.+)", "mm_projector", r"layers.0.\1"),
     (r"(?:model\.)?multi_modal_projector\.linear_2\.(.+)", "mm_projector", r"layers.2.\1"),
     (r"(?:model\.)?vision_tower\.(?:vision_model\.)?(.+)", "vision_tower", r"\1"),
-    (r"(?:model\.)?(image_newline)", "image_newline", r"\1"),
+    (r"(?:model\.)?(image_newline)", "mm_projector", r"\1"),
     (r"(?:language_model\.)?(lm_head\..+)", "llm", r"\1"),
     (r"(?:language_model\.model|model\.language_model|language_model)\.(.+)", "llm", r"model.\1"),
 )

@@ -16,7 +16,7 @@ from llava.model.checkpoints.names import explain_buffer, locate_original
 from llava.model.checkpoints.plan import Part, Plan, compare_llm
 from llava.model.checkpoints.stored import StoredTensor, folder_headers, has_weights, read_config
 from llava.model.checkpoints.three_folder import token_order_of
-from llava.model.checkpoints.tower import ANYRES, find_tower
+from llava.model.checkpoints.tower import find_tower
 from llava.model.multimodal_projector.base_projector import MultimodalProjectorConfig
 from llava.utils.registry import Registry
 
@@ -85,9 +85,7 @@ def plan_of(
         "vision_tower": Part(config=tower_config, source=source),
         "mm_projector": Part(config=_projector_config(stored, llm, tower_config)),
     }
-    if str(stored.get("image_aspect_ratio")).startswith("anyres"):
-        plan.obstacle = ANYRES.format(why=f"image_aspect_ratio is {stored['image_aspect_ratio']!r}")
-    plan.distribute(tensors, locate_original, explain)
+    plan.distribute(tensors, locate_original, explain_buffer if ends_rows(stored) else explain)
     compare_llm(plan)
     compare_vision(plan)
     if plan.parts["vision_tower"].tensors and source is not None:
@@ -107,6 +105,8 @@ def family_of(folder: Path, model_type: str | None) -> Family:
 def _settings(stored: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """What the config says of the whole model; the text between two pictures was tokenised on its own."""
     kept = {key: value for key, value in stored.items() if key.startswith(_OURS)}
+    if isinstance(pinpoints := kept.get("image_grid_pinpoints"), list):
+        kept["image_grid_pinpoints"] = [[height, width] for width, height in pinpoints]  # LLaVA's code: width first
     kept["token_order"] = token_order_of({}, stored)
     kept["version"] = kept.get("version") or family.version
     kept["tokenization_compat"] = kept.get("tokenization_compat") or {"chunkwise": True}
@@ -127,7 +127,14 @@ def _projector_config(stored: Mapping[str, Any], llm: Any, tower: Any) -> Multim
         mm_hidden_size=width,
         hidden_size=llm.hidden_size,
         token_order=token_order_of({}, stored),
+        image_newline=ends_rows(stored),
     )
+
+
+def ends_rows(stored: Mapping[str, Any]) -> bool:
+    """Whether the rows of tiled pictures end with `image_newline`."""
+    is_anyres = str(stored.get("image_aspect_ratio")).startswith("anyres")
+    return is_anyres and "unpad" in str(stored.get("mm_patch_merge_type"))
 
 
 def explain(name: str) -> str | None:

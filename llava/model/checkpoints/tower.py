@@ -10,11 +10,6 @@ from transformers.configuration_utils import PreTrainedConfig
 from llava.model.checkpoints import ReadOptions
 from llava.model.checkpoints.plan import Plan
 
-ANYRES = (
-    "it was trained with pictures cut into tiles (anyres: {why}), which this package cannot run yet; "
-    "use a checkpoint of one view per picture (LLaVA-1.5), or transformers' LlavaNext classes"
-)
-
 
 def looks_like_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))

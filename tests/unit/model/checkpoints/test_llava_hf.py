@@ -209,23 +209,27 @@ def test_what_we_do_not_run_is_refused(tmp_path: Path, tower: str, settings: dic
         llava.load(folder)
 
 
-def test_llava_next_is_described_and_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_llava_next_is_read_with_its_newline(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = LlavaNextConfig(
         text_config=LlamaConfig(**TEXT), vision_config=CLIPVisionConfig(**VISION), image_token_index=IMAGE
     )
-    LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"tiles \(anyres: model_type is 'llava_next'\).*LlavaNext classes"):
-        llava.load(tmp_path)
-    assert main(["inspect", str(tmp_path)]) == 1
+    theirs = LlavaNextForConditionalGeneration(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = llava.load(tmp_path)
+    assert torch.equal(ours.mm_projector.image_newline, theirs.model.image_newline)
+    assert ours.config.image_aspect_ratio == "anyres"
+    assert main(["inspect", str(tmp_path)]) == 0
     report = capsys.readouterr().out
-    assert "image_newline" in report
+    assert "pictures  anyres" in report
     assert "missing: none" in report
 
 
 def test_another_model_of_transformers_is_named(tmp_path: Path):
     folder = write_hf(hf_model(), tmp_path)
     edit_json(folder / "config.json", model_type="paligemma")
-    with pytest.raises(ValueError, match=r"model_type is 'paligemma', expected one of \['llava', 'llava_next'\]"):
+    with pytest.raises(
+        ValueError, match=r"model_type is 'paligemma', expected one of \['llava', 'llava_next', 'llava_onevision'\]"
+    ):
         llava.load(folder)
 
 

@@ -130,10 +130,14 @@ def test_a_path_of_another_machine_is_named_with_the_way_out(model: Any, tmp_pat
     assert same_weights(found, model)
 
 
-def test_tiles_are_refused(model: Any, tmp_path: Path):
+def test_a_tiled_model_without_its_newline_is_refused(model: Any, tmp_path: Path):
     folder = write_original(model, tmp_path)
-    edit_json(folder / "config.json", image_aspect_ratio="anyres")
-    with pytest.raises(ValueError, match=r"tiles \(anyres: image_aspect_ratio is 'anyres'\).*cannot run yet"):
+    side = model.vision_tower.image_size
+    how = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[side, 2 * side], [2 * side, side]]}
+    edit_json(folder / "config.json", **how, mm_patch_merge_type="spatial")
+    assert llava.load(folder).visual_spec.anyres.resolutions == ((2 * side, side), (side, 2 * side))
+    edit_json(folder / "config.json", **how, mm_patch_merge_type="spatial_unpad")
+    with pytest.raises(ValueError, match=r"lacks weights: mm_projector.image_newline"):
         llava.load(folder)
 
 
