@@ -187,7 +187,7 @@ def _embedded(args: RunArguments, dtype: torch.dtype, corpus: Callable[[], Itera
     parts = size.config_parts(vocab_size=len(tokenizer), context=args.training.model_max_length, ids=ids)
     prepared = _built(parts, tokenizer, args, dtype)
     # as nn.Linear starts by itself: the language model's own 0.02 makes a young head slow to learn
-    prepared.model.llm.get_output_embeddings().reset_parameters()
+    prepared.model.get_output_embeddings().reset_parameters()  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
     return prepared
 
 

@@ -39,7 +39,7 @@ def build_mm_projector(
         mm_hidden_size=mm_hidden_size,
         hidden_size=hidden_size,
         token_order=settings.get("token_order") or token_order or "row",
-        image_newline=settings.get("image_newline", image_newline),
+        image_newline=bool(settings.get("image_newline", image_newline)),
     )
     return MultimodalProjector._from_config(config, **({} if dtype is None else {"dtype": dtype}))
 
