@@ -164,7 +164,7 @@ def compare_llm(plan: Plan) -> None:
 def unused_in_tower(name: str, layers_run: int) -> str | None:
     """Why a weight of a vision tower is not needed: nothing behind the selected layer is run."""
     words = name.split(".")
-    behind = words[:2] == ["encoder", "layers"] and int(words[2]) >= layers_run
+    behind = words[0] == "encoder" and words[1] in ("layer", "layers") and int(words[2]) >= layers_run
     return (
         "behind the selected layer of the tower, never run"
         if behind or words[0] in ("post_layernorm", "head")
