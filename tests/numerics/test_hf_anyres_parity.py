@@ -15,6 +15,7 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
 )
 
+import llava
 from llava.mm_utils import cut_anyres
 from tests.numerics.models import VOCAB, tiny_model, worst
 
@@ -112,6 +113,17 @@ def test_one_placeholder_per_picture_is_expanded_to_the_same(pair: tuple[Any, An
     with torch.no_grad():
         expected = ours(whole, images=torch.cat(views), image_sizes=sizes).logits
         assert worst(ours(short, images=torch.cat(views), image_sizes=sizes).logits, expected) == 0
+
+
+def test_a_folder_of_transformers_answers_alike(pair: tuple[Any, Any], tmp_path: Any):
+    ours, theirs = pair
+    views, sizes = views_of(ours)
+    ids = prompt(ours.tokens_of_pictures(views, sizes))
+    theirs.save_pretrained(tmp_path)
+    again = llava.load(tmp_path)
+    with torch.no_grad():
+        expected = theirs(ids, pixel_values=stacked(views), image_sizes=sizes).logits
+        assert worst(again(ids, images=torch.cat(views), image_sizes=sizes).logits, expected) < LOGITS
 
 
 def test_the_newline_learns_and_survives(pair: tuple[Any, Any], tmp_path: Any):
