@@ -37,6 +37,10 @@ class VisualSpec:
         for name in ("image_size", "tokens_per_image"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not 1 <= self.min_tiles <= self.max_tiles:
+            raise ValueError(
+                f"min_tiles is {self.min_tiles} and max_tiles {self.max_tiles}, expected 1 <= min_tiles <= max_tiles"
+            )
 
 
 class Sample(TypedDict, total=False):

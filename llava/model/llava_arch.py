@@ -114,9 +114,12 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
     def encode_pictures(self, images: Any, image_sizes: Int[Tensor, "k 2"] | None) -> Float[Tensor, "n t d"]:
         """`encode_images`, and with image_sizes the views of each picture merged into one run: [1, total, d]."""
         layouts, features = self._layouts(image_sizes), self.encode_images(images)
-        if layouts is None:
-            return features
-        return merge_views(features, layouts, self.mm_projector.image_newline)[None]
+        newline = self.mm_projector.image_newline
+        if layouts is not None:
+            features = merge_views(features, layouts, newline)[None]
+        if self.training and newline is not None:  # a rank whose pictures are all uncut must not skip its gradient
+            features = features + 0.0 * newline.sum()
+        return features
 
     def tokens_of_pictures(self, images: Any, image_sizes: Int[Tensor, "k 2"] | None = None) -> list[int]:
         """Language-model positions of each picture in reading order."""
@@ -157,7 +160,7 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         if self._must_touch_vision():
             size = self.vision_tower.image_size
             blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device)
-            embeds = embeds + 0.0 * self.encode_images(blank).sum().to(embeds.dtype)
+            embeds = embeds + 0.0 * self.encode_pictures(blank, None).sum().to(embeds.dtype)
         return embeds
 
     def prepare_inputs_labels_for_multimodal(

@@ -36,7 +36,7 @@ class ModelArguments:
     mm_vision_select_layer: int = option(-1, "hidden layer of the tower that is read (-2 = last but one)")
     mm_vision_select_feature: str = option("patch", "'patch', 'cls_patch', or what the tower prefers when not given")
     vision_resolution: int = option(-1, "new input size of the tower; -1 keeps it")
-    interpolate_mode: str = option("linear", "how position embeddings are resized")
+    interpolate_mode: str | None = option(None, "how position embeddings are resized: bicubic (default) or bilinear")
     drop_path_rate: float = option(0.0, "stochastic depth of the tower")
     mlp_path: str | None = option(None, "projector weights to start from")
     s2: bool = option(False, "multi-scale tower")

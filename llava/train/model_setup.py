@@ -36,6 +36,12 @@ STORED_SETTINGS = (
 """Arguments that live in the checkpoint's config; of an existing checkpoint only the given ones are changed."""
 
 
+NEW_MODEL_ONLY = ("s2", "s2_scales", "s2_max_split_size", "vision_resolution")
+"""Arguments that shape the tower; a checkpoint brings its own."""
+
+TOWER_READING = ("mm_vision_select_layer", "mm_vision_select_feature", "interpolate_mode", *NEW_MODEL_ONLY)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedModel:
     """Sizes of a model that is built from nothing. One picture takes (image / patch / 2)^2 tokens."""
@@ -109,6 +115,8 @@ def prepare_model(args: RunArguments, *, checkpoint: Path | None, corpus: Callab
     if source == EMBEDDED:
         prepared = _embedded(args, dtype, corpus)
     elif checkpoint is not None or _is_vlm(source, args.training.cache_dir):
+        if checkpoint is None:
+            _require_no_new_tower(args)
         prepared = _from_checkpoint(source, args, dtype)
     else:
         prepared = _from_language_model(args, dtype)
@@ -142,6 +150,15 @@ def _is_vlm(path: str, cache_dir: str | None) -> bool:
     return "llm_cfg" in config or "vision_config" in config or "mm_vision_tower" in config
 
 
+def _require_no_new_tower(args: RunArguments) -> None:
+    fixed = [name for name in NEW_MODEL_ONLY if name in args.given]
+    if fixed:
+        raise ValueError(
+            f"--{fixed[0]} shapes the tower of a new model, but {args.model.model_name_or_path} is a checkpoint with "
+            "one of its own; leave it out, or start from a language model with --vision_tower"
+        )
+
+
 def _from_checkpoint(path: str, args: RunArguments, dtype: torch.dtype) -> PreparedModel:
     with zero_init_off(args):
         tokenizer, model, *_ = load_pretrained_model(
@@ -171,8 +188,7 @@ def _from_language_model(args: RunArguments, dtype: torch.dtype) -> PreparedMode
 
 def _tower_reading(args: RunArguments) -> dict[str, Any]:
     """How the tower is read, where the command line says so; else the tower's own habit."""
-    names = ("mm_vision_select_layer", "mm_vision_select_feature")
-    return {name: getattr(args.model, name) for name in names if name in args.given}
+    return {name: getattr(args.model, name) for name in TOWER_READING if name in args.given}
 
 
 def _embedded(args: RunArguments, dtype: torch.dtype, corpus: Callable[[], Iterable[str]]) -> PreparedModel:
@@ -185,6 +201,7 @@ def _embedded(args: RunArguments, dtype: torch.dtype, corpus: Callable[[], Itera
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     size = EMBEDDED_MODELS[args.model.embedded_size]
     parts = size.config_parts(vocab_size=len(tokenizer), context=args.training.model_max_length, ids=ids)
+    parts |= _tower_reading(args)
     prepared = _built(parts, tokenizer, args, dtype)
     # as nn.Linear starts by itself: the language model's own 0.02 makes a young head slow to learn
     prepared.model.get_output_embeddings().reset_parameters()  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,7 @@ def _window(size: int, start: int, count: int, key: tuple[int, ...]) -> Order:
     return row[start - rounds[0] * size :][:count]
 
 
-class BatchPlan(Sampler[list[int]]):
+class BatchPlan(Sampler[list[int]], ABC):
     """Base of all samplers: yields this rank's batches of the epoch set by `set_epoch`.
 
     Subclasses answer `batches(epoch)`: all batches of all ranks, their number a multiple of the world size.
@@ -102,8 +103,9 @@ class BatchPlan(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    @abstractmethod
     def batches(self, epoch: int) -> list[list[int]]:
-        raise NotImplementedError
+        """All batches of all ranks."""
 
     def __iter__(self) -> Iterator[list[int]]:
         yield from self.batches(self.epoch)[self.shard.rank :: self.shard.world_size]

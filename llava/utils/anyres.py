@@ -60,6 +60,11 @@ class AnyresRule:
         kept = unpadded(height, width, *full) if self.merge == "spatial_unpad" else full
         return AnyresLayout(rule=self, rows=rows, columns=columns, kept=kept, shown=self._shrunk(*kept))
 
+    @property
+    def most_views(self) -> int:
+        """Views of the picture that is cut into most."""
+        return 1 + max(height * width for height, width in self.resolutions) // self.side**2
+
     def _shrunk(self, height: int, width: int) -> tuple[int, int]:
         if self.most_tiles is None:
             return height, width

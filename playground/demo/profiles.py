@@ -108,6 +108,11 @@ PROFILES.register("gpu")(
         ),
         image_size=128,
         flags=("--embedded_size", "gpu", "--bf16", "True", "--tf32", "True"),
+        stage_flags={
+            "align": ("--tokens_per_batch", "8192"),
+            "streaming": ("--tokens_per_batch", "8192"),
+            "8frames": ("--tokens_per_batch", "16384"),
+        },
         side_by_side=False,
         data_seconds=240.0,
         evaluation_seconds=120.0,

@@ -78,9 +78,10 @@ class LLaVADataset(VideoDataset):
             return self.context.options.num_video_frames
         value = record.get("images", record.get("image"))
         count, spec = len(value) if isinstance(value, list) else int(value is not None), self.context.spec
-        if count == 1 and spec.aspect_mode == "dynamic":
-            return spec.max_tiles + 1  # how many it will be is only known from the picture: at most so many
-        return count
+        # how often a picture is cut is only known from the picture itself: at most so many times
+        if spec.anyres is not None:
+            return count * spec.anyres.most_views
+        return spec.max_tiles + 1 if count == 1 and spec.aspect_mode == "dynamic" else count
 
     def modality_of(self, index: int) -> Modality:
         if any(key in self.records[index] for key in VIDEO_KEYS):

@@ -129,6 +129,8 @@ def test_pictures_of_any_size_take_the_tokens_of_their_layout(make_data, tokeniz
     layouts = [data.context.spec.anyres.layout(*size) for size in sample["image_sizes"].tolist()]
     slots = sample["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")
     assert sample["image_sizes"][0].tolist() == [20, 60]
+    assert data.num_pictures(0) == 2 * 5  # at most four tiles and the whole, for each
+    assert data.lengths[0] >= len(sample["input_ids"]) - 2
     assert sample["image_views"].tolist() == [layout.num_tiles for layout in layouts]
     assert len(sample["images"]) == sum(sample["image_views"])
     for picture, layout in enumerate(layouts):

@@ -42,6 +42,26 @@ def test_a_plain_language_model_gains_a_tower_and_a_projector(tmp_path):
     assert prepared.model.config.num_video_frames == 8
 
 
+def test_a_new_tower_may_look_at_several_scales_and_another_size(tmp_path):
+    tokenizer = train_tokenizer(["walk to the red ball"], 300, tmp_path / "llm")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "llm")
+    SiglipVisionModel(SiglipVisionConfig(image_size=28, patch_size=14, **sizes)).save_pretrained(tmp_path / "tower")
+    start = ["--model_name_or_path", str(tmp_path / "llm"), "--vision_tower", str(tmp_path / "tower")]
+    start += ["--mm_projector", "linear", "--mm_vision_select_layer", "-1"]
+    scales = ["--s2", "True", "--s2_scales", "28,56", "--s2_max_split_size", "28"]
+    several = prepare_model(parse_args([*OUT, *start, *scales]), checkpoint=None, corpus=list).model
+    assert several.vision_tower.hidden_size == 2 * 16
+    larger = prepare_model(parse_args([*OUT, *start, "--vision_resolution", "56"]), checkpoint=None, corpus=list).model
+    assert (larger.visual_spec.image_size, larger.tokens_per_image) == (56, 16)
+    larger.save_pretrained(tmp_path / "saved")
+    from_saved = parse_args([*OUT, "--model_name_or_path", str(tmp_path / "saved"), *scales])
+    with pytest.raises(ValueError, match=r"--s2 shapes the tower of a new model, but .*saved is a checkpoint"):
+        prepare_model(from_saved, checkpoint=None, corpus=list)
+    again = prepare_model(parse_args([*OUT, *start, *scales]), checkpoint=tmp_path / "saved", corpus=list).model
+    assert again.visual_spec.image_size == 56
+
+
 def test_defaults_never_overwrite_what_a_checkpoint_stores_but_flags_do():
     config = SimpleNamespace(image_aspect_ratio="pad", mm_vision_select_layer=-2, num_video_frames=16)
     store_settings(config, parse_args([*OUT, "--num_video_frames", "4"]), only_given=True)

@@ -21,21 +21,19 @@ def peer_of(kind: type, resolutions, patch: int, extra: int, aspect: str):
     return peer
 
 
-def test_a_thousand_random_sizes_of_llava_next():
-    rule = AnyresRule(resolutions=NEXT, patches=24, side=336)
-    peer, draw = peer_of(LlavaNextProcessor, NEXT, 14, 0, ""), random.Random(0)
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        (LlavaNextProcessor, AnyresRule(resolutions=NEXT, patches=24, side=336)),
+        (LlavaOnevisionProcessor, AnyresRule(resolutions=ONEVISION, patches=27, side=384, most_tiles=9)),
+    ],
+)
+def test_a_thousand_random_sizes(kind, rule):
+    aspect = f"anyres_max_{rule.most_tiles}"
+    peer, draw = peer_of(kind, rule.resolutions, 14, 0, aspect), random.Random(0)
     for _ in range(1000):
         height, width = draw.randint(10, 2500), draw.randint(10, 2500)
-        expected = peer._get_number_of_features(height, width, 336, 336)
-        assert rule.layout(height, width).num_tokens == expected, (height, width)
-
-
-def test_a_thousand_random_sizes_of_onevision():
-    rule = AnyresRule(resolutions=ONEVISION, patches=27, side=384, most_tiles=9)
-    peer, draw = peer_of(LlavaOnevisionProcessor, ONEVISION, 14, 0, "anyres_max_9"), random.Random(1)
-    for _ in range(1000):
-        height, width = draw.randint(10, 2500), draw.randint(10, 2500)
-        expected = peer._get_number_of_features(height, width, 384, 384)
+        expected = peer._get_number_of_features(height, width, rule.side, rule.side)
         assert rule.layout(height, width).num_tokens == expected, (height, width)
 
 
