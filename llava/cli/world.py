@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         add("--seed", type=int, default=0, help="first house of the split (default 0)")
         add("--split", default="train", help="train, val_unseen or test: disjoint houses (default train)")
         add("--noise", type=float, default=None, help="share of decisions replaced by random moves (default 0.15)")
+        add("--detours", type=float, default=0.0, help="share of episodes led to a wrong object (default 0)")
         add("--width", type=int, default=64, help="pixels (default 64)")
         add("--height", type=int, default=64, help="pixels (default 64)")
         add("--camera-height", type=float, default=1.25, help="metres above the floor (default 1.25)")
@@ -82,6 +83,7 @@ def _write(options: argparse.Namespace) -> int:
         camera=_camera(options),
         camera_range=CameraRange() if options.random_camera else None,
         noise=0.15 if options.noise is None else options.noise,
+        detours=options.detours,
         frames=options.frames,
         picture_format=options.picture_format,
         oversample=options.oversample,
@@ -106,7 +108,7 @@ def _show(options: argparse.Namespace) -> int:
 
     camera = _camera(options)
     seeds = SPLIT_SEEDS[options.split] + options.seed + np.arange(options.houses)
-    walks = demonstrate(options.level, seeds, camera, noise=options.noise or 0.0)
+    walks = demonstrate(options.level, seeds, camera, noise=options.noise or 0.0, detours=options.detours)
     sheets = []
     for e, episode in enumerate(episodes_of(walks, camera)):
         frames = walks.render(np.arange(walks.frame_start[e], walks.frame_start[e + 1]), camera)

@@ -93,6 +93,7 @@ def _data(layout: Layout, level: Level, threads: int) -> Phase:
     common = ("--level", level.name, "--out", str(folder), *camera, "--threads", str(threads))
     train = ("vila-world", "write", *common, "--split", "train", "--houses", str(level.houses))
     train += ("--seed", str(profile.seed * level.houses), "--noise", f"{level.noise:g}", "--oversample")
+    train += ("--detours", f"{level.detours:g}") if level.detours else ()
     unseen = ("vila-world", "write", *common, "--split", "val_unseen", "--houses", str(level.episodes), "--noise", "0")
     return Phase(
         name=name,

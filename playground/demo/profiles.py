@@ -18,6 +18,7 @@ class Level:
         title: how the report calls it.
         houses: training houses, one episode each.
         noise: share of random moves in the demonstrations; the labels stay the planner's.
+        detours: share of demonstrations that are led to a wrong object for a while; the labels likewise.
         align_seconds: budget of the stage before both formats; 0 = none (later levels start from the first's models).
         train_seconds: budget of each format.
         episodes: evaluated houses that no training saw.
@@ -28,6 +29,7 @@ class Level:
     title: str
     houses: int
     noise: float = 0.15
+    detours: float = 0.0
     align_seconds: float = 0.0
     train_seconds: float = 0.0
     episodes: int = 200
@@ -80,7 +82,13 @@ PROFILES.register("full")(
         run_dir="runs/demo-full",
         levels=(
             Level(
-                name="one_room", title="one room", houses=12_000, align_seconds=300, train_seconds=1000, episodes=400
+                name="one_room",
+                title="one room",
+                houses=12_000,
+                detours=0.35,
+                align_seconds=300,
+                train_seconds=1200,
+                episodes=400,
             ),
             Level(
                 name="multi_room", title="several rooms", houses=6000, train_seconds=600, episodes=200, max_steps=400

@@ -83,6 +83,7 @@ class DatasetOptions:
         split: decides the house seeds; frames and annotations are written for "train" unless `frames` says otherwise.
         seed: offset of the house seeds inside the split.
         noise: probability that a decision is executed as a random move; the annotated answer stays the oracle's.
+        detours: share of the episodes in which the robot is led to a wrong object for a while; answers likewise.
         frames: "filmstrip" (one picture per episode), "files" (one JPEG per frame), "none" (episode files only).
         picture_format: of filmstrips; "auto" = png up to 128 pixels, jpg above.
         oversample: copy stops three times and turns of 30 and 45 degrees twice, as the published annotations do.
@@ -98,6 +99,7 @@ class DatasetOptions:
     camera: CameraProfile = field(default_factory=CameraProfile)
     camera_range: CameraRange | None = None
     noise: float = 0.15
+    detours: float = 0.0
     frames: str | None = None
     picture_format: str = "auto"
     oversample: bool = False
@@ -229,7 +231,9 @@ class _Writer:
             if not clean.stopped.all():
                 logger.warning("%d of %d oracle walks ran out of steps", int((~clean.stopped).sum()), count)
             self.episodes += episodes_of(clean, cameras, first_id=begin)
-            yield (walk(tasks, cameras, noise=options.noise) if options.noise and self.pictures else clean), cameras
+            astray = self.pictures and (options.noise or options.detours)
+            led = {"noise": options.noise, "detours": options.detours}
+            yield (walk(tasks, cameras, **led) if astray else clean), cameras
             progress(begin + count, total)
 
     def _cameras(self, seeds: np.ndarray) -> list[CameraProfile]:

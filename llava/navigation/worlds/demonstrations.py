@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from llava.navigation.worlds.base import FORWARD, LEFT, NUM_HEADINGS, RIGHT, STOP, CameraProfile
+from llava.navigation.worlds.detours import Detours
 from llava.navigation.worlds.expert import MAX_MERGE, NOISE_STREAM, Expert, State, Tasks, needs_search, plan_tasks
 from llava.navigation.worlds.house import HouseBatch, generate_houses, pick_integers, random_pool
 from llava.navigation.worlds.obstacles import move_forward
@@ -64,6 +65,7 @@ def demonstrate(
     camera: CameraProfile | None = None,
     *,
     noise: float = 0.0,
+    detours: float = 0.0,
     max_steps: int = MAX_STEPS,
 ) -> Demonstrations:
     """Demonstrates the task of every house (level, seed).
@@ -71,8 +73,10 @@ def demonstrate(
     Args:
         noise: probability that a decision is replaced by a random move of 1 to 3 equal actions (never a stop). The
             label stays the oracle's.
+        detours: share of the episodes in which the robot is led to a wrong object for a while; the label likewise.
     """
-    return walk(plan_tasks(generate_houses(level, seeds)), camera or CameraProfile(), noise=noise, max_steps=max_steps)
+    tasks = plan_tasks(generate_houses(level, seeds))
+    return walk(tasks, camera or CameraProfile(), noise=noise, detours=detours, max_steps=max_steps)
 
 
 def walk(
@@ -80,12 +84,16 @@ def walk(
     camera: CameraProfile | Sequence[CameraProfile],
     *,
     noise: float = 0.0,
+    detours: float = 0.0,
     max_steps: int = MAX_STEPS,
 ) -> Demonstrations:
     """The same for tasks that are planned already, with one camera for all or one per task."""
     if not 0 <= noise < 1:
         raise ValueError(f"noise is {noise}, expected a probability in [0, 1); 0.15 is a good value")
-    state = _Walk(tasks, Expert(tasks, camera, scan=needs_search(tasks.houses)), noise, max_steps)
+    if not 0 <= detours <= 1:
+        raise ValueError(f"detours is {detours}, expected a share of the episodes in [0, 1]; 0.3 is a good value")
+    expert = Expert(tasks, camera, scan=needs_search(tasks.houses))
+    state = _Walk(tasks, expert, noise, max_steps, Detours(tasks, camera, detours) if detours else None)
     while len(state.active):
         state.decide()
     return state.finish()
@@ -94,14 +102,16 @@ def walk(
 class _Walk:
     """Lockstep state: one call of `decide` = one decision of every episode that still walks."""
 
-    def __init__(self, tasks: Tasks, expert: Expert, noise: float, max_steps: int) -> None:
+    def __init__(
+        self, tasks: Tasks, expert: Expert, noise: float, max_steps: int, detours: Detours | None = None
+    ) -> None:
         houses, n = tasks.houses, len(tasks)
         self.tasks, self.expert, self.max_steps = tasks, expert, max_steps
         self.state = State(houses.start_x.copy(), houses.start_z.copy(), houses.start_heading.copy(), np.zeros(n, bool))
         self.active = np.arange(n)
         self.num_steps = np.zeros(n, dtype=np.int64)
         self.stopped = np.zeros(n, dtype=bool)
-        self.noise = noise
+        self.noise, self.detours = noise, detours
         self.pool = random_pool(houses.seeds, NOISE_STREAM, 3 * max_steps).reshape(n, max_steps, 3) if noise else None
         self.num_decisions = 0
         self.frames: list[tuple[np.ndarray, ...]] = []
@@ -112,7 +122,8 @@ class _Walk:
         state = self.state.take(rows)
         kind, steps = self.expert.decide(rows, state)
         self.state.seen[rows] = state.seen
-        done_kind, done_steps = self._disturb(rows, kind, steps)
+        led = self.detours.lead(rows, self.num_decisions, state, kind, steps) if self.detours else (kind, steps)
+        done_kind, done_steps = self._disturb(rows, *led)
         self.decisions.append((rows, self.num_steps[rows], kind, steps, done_kind, done_steps))
         for step in range(MAX_MERGE):
             some = done_steps > step

@@ -87,7 +87,8 @@ def settings(layout: Layout) -> dict[str, str]:
     facts["seed"] = str(profile.seed)
     facts["pictures"] = f"{profile.image_size} x {profile.image_size} pixels"
     for level in profile.levels:
-        facts[f"{level.title}: training houses"] = f"{level.houses:,}, {level.noise:.0%} random moves"
+        walks = f"{level.noise:.0%} random moves, {level.detours:.0%} of the walks led astray"
+        facts[f"{level.title}: training houses"] = f"{level.houses:,}, {walks}"
         facts[f"{level.title}: budgets"] = f"align {level.align_seconds:g} s, each format {level.train_seconds:g} s"
         facts[f"{level.title}: unseen houses"] = f"{level.episodes}, at most {level.max_steps} steps"
     return facts | trained(layout)
