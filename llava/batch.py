@@ -18,9 +18,12 @@ class VisualSpec:
         tokens_per_image: language-model positions that one picture takes after the projector.
         image_mean, image_std: per-channel normalisation, applied on the device by the model to uint8 pictures.
         aspect_mode: how a picture becomes square: "resize" (aspect ratio not kept), "pad" (centred on the mean colour),
-            "crop" (shortest edge, then centre crop), "dynamic" (cut into tiles; among others, resized) or "anyres".
+            "crop" (shortest edge, then centre crop), "dynamic" (cut into tiles; among others, resized), "dynamic_s2"
+            (the same at every scale) or "anyres".
         anyres: `utils.anyres.AnyresRule` of a model that reads pictures of any size; a picture then comes as the whole
             and its tiles, with its own size in `image_sizes`, and takes as many tokens as its layout says.
+        dynamic_s2: `utils.dynamic_s2.DynamicS2Rule`; a picture that is alone comes as its tiles at every scale, with
+            its size in `image_sizes`; among others it is one view of `tokens_per_image` tokens.
         min_tiles, max_tiles: of a "dynamic" picture; the whole picture follows its tiles when there are several.
     """
 
@@ -28,8 +31,9 @@ class VisualSpec:
     tokens_per_image: int
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    aspect_mode: Literal["resize", "pad", "crop", "dynamic", "anyres"] = "resize"
+    aspect_mode: Literal["resize", "pad", "crop", "dynamic", "dynamic_s2", "anyres"] = "resize"
     anyres: Any = None
+    dynamic_s2: Any = None
     min_tiles: int = 1
     max_tiles: int = 12
 
@@ -41,6 +45,11 @@ class VisualSpec:
             raise ValueError(
                 f"min_tiles is {self.min_tiles} and max_tiles {self.max_tiles}, expected 1 <= min_tiles <= max_tiles"
             )
+
+    @property
+    def view_rule(self) -> Any:
+        """How pictures of any size become views and tokens; None for a model whose pictures are squares."""
+        return self.anyres or self.dynamic_s2
 
 
 class Sample(TypedDict, total=False):
@@ -54,8 +63,8 @@ class Sample(TypedDict, total=False):
     input_ids: Tensor  # int64 [S]
     labels: Tensor  # int64 [S], IGNORE_INDEX where not trained; the first is never trained
     images: Tensor  # uint8 [n, 3, H, W]
-    image_sizes: Tensor  # int64 [pictures, 2], height and width before cutting; only with anyres
-    image_views: Tensor  # int64 [pictures]; only with anyres
+    image_sizes: Tensor  # int64 [pictures, 2], height and width before cutting; only with anyres and dynamic_s2
+    image_views: Tensor  # int64 [pictures]; only beside image_sizes
     position_ids: Tensor  # int64 [S]
     branch_ids: Tensor  # int64 [S], 0 = trunk, k > 0 = an aside that only itself can see
     frame_ids: Tensor  # int64 [S], picture to which the token belongs, -1 before the first
@@ -77,6 +86,6 @@ class MultimodalBatch(TypedDict, total=False):
     branch_ids: Tensor  # int64 [B, S]
     frame_ids: Tensor  # int64 [B, S]
     images: Tensor  # uint8 [N, 3, H, W]
-    image_sizes: Tensor  # int64 [pictures, 2]; only with anyres
+    image_sizes: Tensor  # int64 [pictures, 2]; only with anyres and dynamic_s2, 0 x 0 = not cut
     video_frames: Tensor  # uint8 [B, T, 3, H, W]
     sample_ids: list[str]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.nn.functional import interpolate
 from transformers import StoppingCriteria
 
 from llava import media
@@ -26,14 +23,11 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
-from llava.utils.anyres import AnyresRule
-from llava.utils.tiles import count_tiles, tile_grid
+from llava.utils.cutting import Picture, as_chw, resize
+from llava.utils.dynamic_s2 import dynamic_s2_rule
 from llava.utils.tokenizer import TokenizationCompat, tokenize_text
 from llava.video.decode import Source, open_clip
 from llava.video.frame_sampling import capped_indices, pick, uniform_indices, vlnce_indices
-
-Picture = Image.Image | np.ndarray | Tensor
-"""PIL, or uint8 [height, width, 3], or a uint8 tensor [3, height, width]."""
 
 
 def load_image(source: Any) -> Image.Image:
@@ -67,42 +61,8 @@ def to_uint8_tensor(image: Picture, spec: VisualSpec) -> UInt8[Tensor, "3 size s
         pixels = _pad_square(pixels, spec.image_mean)
     if spec.aspect_mode == "crop":
         height, width = _shortest_edge(pixels.shape[1], pixels.shape[2], size)
-        return _centre(_resize(pixels, height, width), size)
-    return _resize(pixels, size, size)
-
-
-def cut_into_tiles(image: Picture, spec: VisualSpec) -> UInt8[Tensor, "n 3 size size"]:
-    """A picture as tiles row by row, then the whole of it when there are several; see `utils.tiles.tile_grid`."""
-    pixels, side = as_chw(image), spec.image_size
-    columns, rows = tile_grid(pixels.shape[2], pixels.shape[1], side, spec.min_tiles, spec.max_tiles)
-    whole = _resize(pixels, rows * side, columns * side)
-    tiles = _grid_of(whole, side)
-    if count_tiles(columns, rows) == len(tiles):
-        return tiles.contiguous()
-    return torch.cat([tiles, _resize(pixels, side, side)[None]])
-
-
-def cut_anyres(image: Picture, rule: AnyresRule) -> tuple[UInt8[Tensor, "n 3 side side"], tuple[int, int]]:
-    """The views of a picture under `anyres`, and its (height, width): the whole, then a letterboxed grid row by row."""
-    pixels, side = as_chw(image), rule.side
-    _, height, width = pixels.shape
-    layout = rule.layout(height, width)
-    rows, columns = layout.rows * side, layout.columns * side
-    if columns / width < rows / height:
-        inside = min(math.ceil(height * columns / width), rows), columns
-    else:
-        inside = rows, min(math.ceil(width * rows / height), columns)
-    canvas = torch.zeros(3, rows, columns, dtype=torch.uint8)
-    top, left = (rows - inside[0]) // 2, (columns - inside[1]) // 2
-    canvas[:, top : top + inside[0], left : left + inside[1]] = _resize(pixels, *inside)
-    return torch.cat([_resize(pixels, side, side)[None], _grid_of(canvas, side)]), (height, width)
-
-
-def _grid_of(pixels: UInt8[Tensor, "3 h w"], side: int) -> UInt8[Tensor, "n 3 side side"]:
-    """Tiles row by row."""
-    _, height, width = pixels.shape
-    grid = pixels.reshape(3, height // side, side, width // side, side)
-    return grid.permute(1, 3, 0, 2, 4).flatten(0, 1)
+        return _centre(resize(pixels, height, width), size)
+    return resize(pixels, size, size)
 
 
 def multiply_placeholders(text: str, num_tiles: int) -> str:
@@ -114,33 +74,6 @@ def multiply_placeholders(text: str, num_tiles: int) -> str:
     shown = f"{DEFAULT_IMAGE_TOKEN}\n"
     parts = text.split(shown) if shown in text else text.split(DEFAULT_IMAGE_TOKEN)
     return (shown * num_tiles).join(parts)
-
-
-def as_chw(image: Picture) -> UInt8[Tensor, "3 h w"]:
-    """The pixels of a picture, channels first."""
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    if isinstance(image, np.ndarray):
-        if not image.flags.writeable:
-            image = image.copy()  # torch cannot share what may not be written to
-        pixels = torch.from_numpy(image)
-        pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 and pixels.shape[2] == 3 else pixels
-    else:
-        pixels = image
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
-        raise ValueError(
-            f"a picture is {pixels.dtype} of shape {tuple(pixels.shape)}, expected uint8 [height, width, 3] "
-            "or a tensor [3, height, width]"
-        )
-    return pixels
-
-
-def _resize(pixels: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 x y"]:
-    if pixels.shape[1:] == (height, width):
-        return pixels.contiguous()
-    # channels_last is the layout that the uint8 kernel is fast in; a decoded picture has it already
-    batch = pixels[None].contiguous(memory_format=torch.channels_last)
-    return interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0].contiguous()
 
 
 def _pad_square(pixels: UInt8[Tensor, "3 h w"], mean: Sequence[float]) -> UInt8[Tensor, "3 s s"]:
@@ -170,8 +103,9 @@ def _centre(pixels: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 s s"]
 def process_images(images: Sequence[Any], image_processor: Any, config: Any) -> Float[Tensor, "n 3 h w"]:
     """Normalised pixels through the tower's own image processor, by `config.image_aspect_ratio`.
 
-    "resize" gives up the aspect ratio, "pad" centres on a square of the mean colour, anything else leaves it to the
-    processor. `config` is read only.
+    "resize" gives up the aspect ratio, "pad" centres on a square of the mean colour, "dynamic_s2" cuts a picture that
+    is alone into the tiles of all scales (its height and width are the model's `image_sizes`), anything else leaves it
+    to the processor. `config` is read only.
     """
     if not len(images):
         raise ValueError("no image to process; give at least one")
@@ -183,10 +117,24 @@ def process_images(images: Sequence[Any], image_processor: Any, config: Any) -> 
     elif mode == "pad":
         colour = tuple(int(mean * 255) for mean in image_processor.image_mean)
         pictures = [expand2square(picture, colour) for picture in pictures]
+    elif mode == "dynamic_s2" and len(pictures) == 1:
+        pictures = _tiles_of_scales(pictures[0], config)
     pixels = [image_processor(picture, return_tensors="pt")["pixel_values"][0] for picture in pictures]
     if len({tuple(p.shape) for p in pixels}) > 1:
         raise ValueError(f"the image processor gave pictures of unequal shape: {[tuple(p.shape) for p in pixels]}")
     return torch.stack(pixels)
+
+
+def _tiles_of_scales(picture: Image.Image, config: Any) -> list[Image.Image]:
+    """As `utils.cutting.cut_scales`, with PIL's resizing, which published weights saw."""
+    rule = dynamic_s2_rule(config, patches=1)  # the tokens of a tile have no influence on the tiles
+    assert rule is not None
+    side, tiles = rule.side, []
+    for rows, columns in rule.layout(picture.height, picture.width).grids:
+        whole = resize_bicubic(picture, columns * side, rows * side)
+        corners = [(left * side, top * side) for top in range(rows) for left in range(columns)]
+        tiles += [whole.crop((left, top, left + side, top + side)) for left, top in corners]
+    return tiles
 
 
 def resize_bicubic(image: Image.Image, width: int, height: int) -> Image.Image:

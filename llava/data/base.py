@@ -19,8 +19,9 @@ from llava.batch import Sample, VisualSpec
 from llava.conversation import Conversation
 from llava.data.preprocess import encode_conversation
 from llava.data.utils import BrokenSampleError, CachingTokenizer, SmallCache, read_json
-from llava.mm_utils import cut_anyres, cut_into_tiles, expand_image_tokens, to_uint8_tensor
+from llava.mm_utils import expand_image_tokens, to_uint8_tensor
 from llava.navigation.worlds.base import CameraProfile
+from llava.utils.cutting import cut_into_tiles, cut_views
 from llava.utils.tokenizer import TokenizationCompat, Tokenizer, ensure_special_tokens
 from llava.video.frame_store import FrameStore
 
@@ -317,7 +318,7 @@ def pictures_from_arrays(pixels: Sequence[Any], spec: VisualSpec) -> UInt8[Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Pictures cut for `anyres`: n views of k pictures.
+    """Pictures cut by the model's `view_rule`: n views of k pictures.
 
     Attributes:
         images: uint8 [n, 3, side, side]; sizes: [k, 2] height and width before; counts: [k] views of each.
@@ -345,8 +346,9 @@ class Pictures:
 
     def read_views(self, paths: Sequence[str]) -> Views:
         """Pictures of a model that reads any size; not kept."""
-        cut = [cut_anyres(self.store.read(path), self.spec.anyres) for path in paths]
-        layouts = [self.spec.anyres.layout(*size) for _, size in cut]
+        rule = self.spec.view_rule
+        cut = [cut_views(self.store.read(path), rule) for path in paths]
+        layouts = [rule.layout(*size) for _, size in cut]
         return Views(
             images=torch.cat([views for views, _ in cut]),
             sizes=torch.tensor([size for _, size in cut]),

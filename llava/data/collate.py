@@ -158,13 +158,13 @@ class DataCollator:
         num_pictures = len(sample.get("images", ()))
         if num_pictures == 0:
             return self.max_length, 0
-        if "image_sizes" in sample:
-            return self._cut_between_cut_pictures(sample)
         if self.image_token_id is None:
             raise ValueError(
                 f"sample {name} has {len(sample['input_ids'])} tokens and must be cut to {self.max_length}; "
                 "give DataCollator(image_token_id=...) so that no picture is cut in half"
             )
+        if "image_sizes" in sample:
+            return self._cut_between_cut_pictures(sample)
         slots = (sample["input_ids"] == self.image_token_id).nonzero().flatten()  # [pictures * tokens per picture]
         if len(slots) == 0 or len(slots) % num_pictures:
             raise ValueError(

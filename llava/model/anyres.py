@@ -24,7 +24,7 @@ def merge_views(
     if sum(counts) != len(features):
         raise ValueError(
             f"{len(features)} views were given, image_sizes ask for {sum(counts)} ({counts} per picture); "
-            "cut with mm_utils.cut_anyres"
+            "cut with utils.cutting.cut_anyres"
         )
     parts: list[Tensor] = []
     for layout, views in zip(layouts, features.split(counts), strict=True):

@@ -91,6 +91,8 @@ def load_pretrained_model(
     """
     device_map = device_map or {"": device or ("cuda" if torch.cuda.is_available() else "cpu")}
     if load_8bit or load_4bit:
+        if (load_8bit and load_4bit) or kwargs.get("quantization_config") is not None:
+            raise ValueError("load_8bit, load_4bit and quantization_config exclude each other; give one of them")
         kwargs["quantization_config"] = quantization(load_4bit=load_4bit)
     options = ReadOptions(model_base=model_base, device_map=device_map, **kwargs)
     folder = resolve_folder(model_path, options.cache_dir)
@@ -117,7 +119,9 @@ def is_language_model(folder: Path) -> bool:
 
 
 def _load_language_model(folder: str, options: ReadOptions) -> tuple[Any, Any, None, int]:
-    llm = AutoModelForCausalLM.from_pretrained(folder, dtype=options.dtype, device_map=options.device_map)
+    asked = ("attn_implementation", "max_memory", "quantization_config")
+    given = {name: value for name in asked if (value := getattr(options, name)) is not None}
+    llm = AutoModelForCausalLM.from_pretrained(folder, dtype=options.dtype, device_map=options.device_map, **given)
     return AutoTokenizer.from_pretrained(folder), llm, None, context_length(llm)
 
 
@@ -126,19 +130,16 @@ def context_length(llm: Any) -> int:
 
 
 def quantization(*, load_4bit: bool) -> BitsAndBytesConfig:
-    """8-bit, or 4-bit (nf4, double quantisation), for the language model.
+    """8-bit, or 4-bit (nf4, double quantisation), for the language model; tower and projector keep their precision.
+
+    Works on a CPU too, slowly; there the widths of 4-bit layers must be multiples of 64, as those of real models are.
 
     Raises:
-        ValueError: without a CUDA device. ImportError: without bitsandbytes.
+        ImportError: without bitsandbytes.
     """
     bits = "load_4bit" if load_4bit else "load_8bit"
     if find_spec("bitsandbytes") is None:
         raise ImportError(f"{bits} needs bitsandbytes: pip install bitsandbytes")
-    if not torch.cuda.is_available():
-        raise ValueError(
-            f"{bits} needs a CUDA device, found none; load without it, "
-            "or install a CUDA build of torch beside it: pip install torch bitsandbytes"
-        )
     if not load_4bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llava.batch import VisualSpec
     from llava.utils.anyres import AnyresRule
 
-ROW_ORDER_KEYS = ("image_encoder", "video_encoder", "max_tiles", "video_max_tiles")
+ROW_ORDER_KEYS = ("image_encoder", "video_encoder", "max_tiles", "video_max_tiles", "dynamic_s2")
 """Keys that only NVILA writes: their presence means that `mlp_downsample` was trained with row-major tokens."""
 
 
@@ -32,7 +32,7 @@ class LlavaConfig(PreTrainedConfig):
             new models).
         navigation_prompt: format, instruction treatment and number of frames of the navigation prompt.
         camera_profile: camera of the training data, compared with the camera at run time.
-        tokenization_compat: True reproduces the doubled begin-of-text token of the published training code.
+        tokenization_compat: fields of `TokenizationCompat`: how the texts of the training were cut. None = plainly.
         reconstruction, scene_split: reserved; None means that the feature is absent.
     """
 
@@ -62,6 +62,8 @@ class LlavaConfig(PreTrainedConfig):
     s2: bool | None = None
     s2_scales: Any = None
     s2_max_split_size: int | None = None
+    dynamic_s2: bool | None = None
+    s2_resize_output_to_scale_idx: int | None = None
     num_time_tokens: int | None = None
     time_token_format: str | None = None
     time_token_ids: Any = None
@@ -115,14 +117,21 @@ class LlavaConfig(PreTrainedConfig):
             most_tiles=most_tiles_of(mode),
         )
 
+    def view_rules(self, tokens_per_image: int, side: int) -> dict[str, Any]:
+        """How pictures of any size are read, as fields of `VisualSpec`; at most one is not None."""
+        from llava.utils.dynamic_s2 import dynamic_s2_rule
+
+        patches = math.isqrt(tokens_per_image)
+        return {"anyres": self.anyres_rule(tokens_per_image, side), "dynamic_s2": dynamic_s2_rule(self, patches)}
+
     def has_image_newline(self) -> bool:
         """Whether the rows of tiled pictures end with a trained vector."""
         is_anyres = (self.image_aspect_ratio or "").startswith("anyres")
         return is_anyres and "unpad" in (getattr(self, "mm_patch_merge_type", None) or "")
 
-    def aspect_mode(self) -> Literal["resize", "pad", "crop", "dynamic", "anyres"]:
+    def aspect_mode(self) -> Literal["resize", "pad", "crop", "dynamic", "dynamic_s2", "anyres"]:
         """How a picture becomes square: the stored mode, else the family's own (CLIP crops, the others resize)."""
-        if self.image_aspect_ratio in ("resize", "pad", "crop", "dynamic"):
+        if self.image_aspect_ratio in ("resize", "pad", "crop", "dynamic", "dynamic_s2"):
             return self.image_aspect_ratio  # pyright: ignore[reportReturnType]
         if (self.image_aspect_ratio or "").startswith("anyres"):
             return "anyres"
@@ -154,15 +163,16 @@ class LlavaConfig(PreTrainedConfig):
         side, patch = resolution_of(self, tower["image_size"]), square_side(tower["patch_size"], "patch_size")
         keeps_prefix = self.mm_vision_select_feature == "cls_patch"
         prefix = family_of(self.vision_model_type()).num_prefix_tokens(tower) if keeps_prefix else 0
-        tokens, image_size = count_visual_tokens(side, patch, rate) + prefix, max(scales_of(self, side), default=side)
+        tokens, scales = count_visual_tokens(side, patch, rate) + prefix, scales_of(self, side)
+        image_size = scales[-1] if scales and not self.dynamic_s2 else side
         return VisualSpec(
             image_size=image_size,
             tokens_per_image=tokens,
-            anyres=self.anyres_rule(tokens, image_size),
             image_mean=mean,
             image_std=std,
             aspect_mode=self.aspect_mode(),
             **self.tiling(),
+            **self.view_rules(tokens, image_size),
         )
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Turn, get_template
-from llava.mm_utils import cut_anyres, cut_into_tiles, extract_media, multiply_placeholders, to_uint8_tensor
+from llava.mm_utils import extract_media, multiply_placeholders, to_uint8_tensor
+from llava.utils.cutting import cut_into_tiles, cut_views
 from llava.utils.tokenizer import TokenizationCompat, tokenize_conversation
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ DEFAULT_NUM_FRAMES = 8
 
 
 def encode_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(ids [1, S] with one placeholder per picture, uint8 pictures [n, 3, H, W] or None, their sizes under anyres).
+    """(ids [1, S] with one placeholder per picture, uint8 pictures [n, 3, H, W] or None, sizes of cut ones).
 
     Raises:
         ValueError: the model has no tokenizer or no template, or the prompt holds something else.
@@ -47,15 +48,16 @@ def encode_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> tuple[Tensor, Ten
 
 
 def to_pixels(model: LlavaMetaForCausalLM, pictures: Sequence[Any]) -> tuple[Tensor | None, Tensor | None]:
-    """uint8 [n, 3, H, W] and, of an anyres model, the sizes [k, 2] of its pictures.
+    """uint8 [n, 3, H, W] and, where the model's rule cuts them, the sizes [k, 2] of the pictures.
 
     A dynamic model cuts a picture that is alone into tiles, as its training did.
     """
     spec = model.visual_spec
     if not pictures:
         return None, None
-    if spec.anyres is not None:
-        cut = [cut_anyres(picture, spec.anyres) for picture in pictures]
+    rule = spec.view_rule
+    if rule is not None and rule.cuts(len(pictures)):
+        cut = [cut_views(picture, rule) for picture in pictures]
         return torch.cat([views for views, _ in cut]), torch.tensor([size for _, size in cut])
     if spec.aspect_mode == "dynamic" and len(pictures) == 1:
         return cut_into_tiles(pictures[0], spec), None

@@ -18,6 +18,7 @@ from llava.model.anyres import merge_views
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.media_embedding import (
     PaddingSide,
+    as_batch,
     count_pictures,
     expand_rows,
     move_padding,
@@ -25,10 +26,10 @@ from llava.model.media_embedding import (
     unify_image_token,
     write_features,
 )
+from llava.model.multimodal_encoder.multi_scale import join_tiles, merge_scales
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
 from llava.model.multimodal_projector.base_projector import MultimodalProjector
 from llava.model.utils import count_visual_tokens, is_partitioned, is_trainable
-from llava.utils.anyres import AnyresLayout
 from llava.utils.tokenizer import infer_stop_tokens
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,8 @@ class LlavaMetaModel:
             image_mean=self.vision_tower.image_mean,  # pyright: ignore[reportArgumentType]
             image_std=self.vision_tower.image_std,  # pyright: ignore[reportArgumentType]
             aspect_mode=self.config.aspect_mode(),
-            anyres=self.config.anyres_rule(self.tokens_per_image, self.vision_tower.image_size),
             **self.config.tiling(),
+            **self.config.view_rules(self.tokens_per_image, self.vision_tower.image_size),
         )
 
     def set_trainable(self, *, language_model: bool, vision_tower: bool, mm_projector: bool) -> None:
@@ -104,19 +105,21 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         self, images: Pictures | Float[Tensor, "b n 3 h w"] | UInt8[Tensor, "b n 3 h w"] | Sequence[Tensor]
     ) -> Float[Tensor, "n_total t d"]:
         """Visual tokens in language-model width; uint8 pictures are normalised here, floats are taken as normalised."""
-        if not isinstance(images, Tensor):
-            images = torch.cat([picture if picture.ndim == 4 else picture[None] for picture in images])
-        if images.ndim == 5:
-            images = images.flatten(0, 1)
-        features = self.vision_tower(images)
+        return self._project(self.vision_tower(as_batch(images)))
+
+    def _project(self, features: Float[Tensor, "n p d"]) -> Float[Tensor, "n t h"]:
         return self.mm_projector(features.to(next(self.mm_projector.parameters(), features).dtype))
 
     def encode_pictures(self, images: Any, image_sizes: Int[Tensor, "k 2"] | None) -> Float[Tensor, "n t d"]:
         """`encode_images`, and with image_sizes the views of each picture merged into one run: [1, total, d]."""
-        layouts, features = self._layouts(image_sizes), self.encode_images(images)
-        newline = self.mm_projector.image_newline
-        if layouts is not None:
-            features = merge_views(features, layouts, newline)[None]
+        layouts, newline = self._layouts(image_sizes), self.mm_projector.image_newline
+        if layouts is None:
+            features = self.encode_images(images)
+        elif self.vision_tower.takes_tiles:
+            tiles = self.vision_tower(as_batch(images), as_tiles=True)
+            features = join_tiles(self._project(merge_scales(tiles, layouts)), layouts)[None]
+        else:
+            features = merge_views(self.encode_images(images), layouts, newline)[None]
         if self.training and newline is not None:  # a rank whose pictures are all uncut must not skip its gradient
             features = features + 0.0 * newline.sum()
         return features
@@ -128,15 +131,15 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
             return [self.tokens_per_image] * count_pictures(images)
         return [layout.num_tokens for layout in layouts]
 
-    def _layouts(self, image_sizes: Int[Tensor, "k 2"] | None) -> list[AnyresLayout] | None:
+    def _layouts(self, image_sizes: Int[Tensor, "k 2"] | None) -> list[Any] | None:
         """One per picture; None without sizes: then each picture is a single view."""
         if image_sizes is None:
             return None
-        rule = self.visual_spec.anyres
+        rule = self.visual_spec.view_rule
         if rule is None:
             raise ValueError(
                 f"image_sizes were given to a model of image_aspect_ratio {self.config.image_aspect_ratio!r}, "
-                "only anyres reads them; leave them out"
+                "only anyres and dynamic_s2 read them; leave them out"
             )
         return [rule.layout(height, width) for height, width in image_sizes.tolist()]
 

@@ -23,6 +23,13 @@ def count_pictures(images: Any) -> int:
     return sum(count_pictures(picture) for picture in images)
 
 
+def as_batch(images: Any) -> Tensor:
+    """[N, 3, H, W] of what `count_pictures` counts."""
+    if not isinstance(images, Tensor):
+        images = torch.cat([picture if picture.ndim == 4 else picture[None] for picture in images])
+    return images.flatten(0, 1) if images.ndim == 5 else images
+
+
 def unify_image_token(input_ids: Int[Tensor, "b s"], image_token_id: int) -> Int[Tensor, "b s"]:
     """-200, accepted at every door, becomes the tokenizer's `<image>` id."""
     return input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, image_token_id)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer
 
 from llava.model.builder import load_pretrained_model
+from llava.model.checkpoints.adapter import AdapterOnBase, read_over, write_adapter
 from llava.train import checkpointing
 from llava.train.args import TrainingArguments
 from llava.train.meter import TrainingMeter
@@ -47,6 +48,7 @@ class LLaVATrainer(Trainer):
         mixture: parts of the train data and their weights; default: all of it, once per epoch.
         clock: where the training time is counted, with the budget of `--max_train_seconds`.
         restored_from: checkpoint from which `model` was already read, so that resuming does not read it again.
+        adapter: what the weights are a change to, for a model with adapters; folders then hold that change only.
     """
 
     def __init__(
@@ -59,13 +61,14 @@ class LLaVATrainer(Trainer):
         mixture: Mixture | None = None,
         clock: TrainClock | None = None,
         restored_from: Path | None = None,
+        adapter: AdapterOnBase | None = None,
         **kwargs: Any,
     ) -> None:
         args.disable_tqdm = True
         self.meter = TrainingMeter()
         self.clock = clock or TrainClock(args.max_train_seconds if args.max_train_seconds > 0 else None)
         self.lengths, self.modalities, self.mixture = lengths, modalities, mixture
-        self.restored_from = restored_from
+        self.restored_from, self.adapter = restored_from, adapter
         self._staging: Path | None = None
         super().__init__(model, args, **kwargs)
         self.remove_callback(PrinterCallback)
@@ -240,12 +243,19 @@ class LLaVATrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
             model: Any = self.accelerator.unwrap_model(self.model)
-            model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+            folder = str(output_dir or self.args.output_dir)
+            if self.adapter is not None:
+                write_adapter(model, folder, self.adapter, state_dict)
+            else:
+                model.save_pretrained(folder, state_dict=state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.restored_from is not None and Path(resume_from_checkpoint) == self.restored_from:
             return
         target: Any = model or self.model
+        if self.adapter is not None:
+            read_over(target, Path(resume_from_checkpoint))
+            return
         _, source, *_ = load_pretrained_model(str(resume_from_checkpoint), device="cpu", dtype=target.dtype)
         target.load_state_dict(source.state_dict())
 

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 
 from llava.conversation import TEMPLATES
 from llava.model.builder import build_model, load_pretrained_model
+from llava.model.checkpoints.adapter import AdapterOnBase
 from llava.train.args import EMBEDDED, ModelArguments
 from llava.train.corpus import fixed_phrases
 from llava.train.parse import RunArguments
@@ -36,7 +37,9 @@ STORED_SETTINGS = (
 """Arguments that live in the checkpoint's config; of an existing checkpoint only the given ones are changed."""
 
 
-NEW_MODEL_ONLY = ("s2", "s2_scales", "s2_max_split_size", "vision_resolution")
+NEW_MODEL_ONLY = (
+    "s2", "dynamic_s2", "s2_scales", "s2_max_split_size", "s2_resize_output_to_scale_idx", "vision_resolution",
+)  # fmt: skip
 """Arguments that shape the tower; a checkpoint brings its own."""
 
 TOWER_READING = ("mm_vision_select_layer", "mm_vision_select_feature", "interpolate_mode", *NEW_MODEL_ONLY)
@@ -97,11 +100,15 @@ EMBEDDED_MODELS.register("gpu")(
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedModel:
-    """A model ready for training, its tokenizer and the conversation template of the data."""
+    """A model ready for training, its tokenizer and the conversation template of the data.
+
+    `adapter` is set where an adapter is trained: then the parts are frozen and freed already.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     template: str
+    adapter: AdapterOnBase | None = None
 
 
 def prepare_model(args: RunArguments, *, checkpoint: Path | None, corpus: Callable[[], Iterable[str]]) -> PreparedModel:
@@ -114,10 +121,10 @@ def prepare_model(args: RunArguments, *, checkpoint: Path | None, corpus: Callab
     source = args.model.model_name_or_path if checkpoint is None else str(checkpoint)
     if source == EMBEDDED:
         prepared = _embedded(args, dtype, corpus)
-    elif checkpoint is not None or _is_vlm(source, args.training.cache_dir):
+    elif checkpoint is not None or is_vlm(source, args.training.cache_dir):
         if checkpoint is None:
-            _require_no_new_tower(args)
-        prepared = _from_checkpoint(source, args, dtype)
+            require_no_new_tower(args)
+        prepared = read_model(source, args, dtype)
     else:
         prepared = _from_language_model(args, dtype)
     return prepared
@@ -138,7 +145,7 @@ def weights_dtype(args: RunArguments) -> torch.dtype:
     return torch.float32
 
 
-def _is_vlm(path: str, cache_dir: str | None) -> bool:
+def is_vlm(path: str, cache_dir: str | None) -> bool:
     """True for a checkpoint with vision parts, False for a plain language model."""
     try:
         config, _ = PreTrainedConfig.get_config_dict(path, cache_dir=cache_dir)
@@ -150,8 +157,11 @@ def _is_vlm(path: str, cache_dir: str | None) -> bool:
     return "llm_cfg" in config or "vision_config" in config or "mm_vision_tower" in config
 
 
-def _require_no_new_tower(args: RunArguments) -> None:
-    fixed = [name for name in NEW_MODEL_ONLY if name in args.given]
+def require_no_new_tower(args: RunArguments) -> None:
+    stored, _ = PreTrainedConfig.get_config_dict(args.model.model_name_or_path, cache_dir=args.training.cache_dir)
+    # published scripts repeat what the checkpoint was built with, which changes nothing
+    given = {name: getattr(args.model, name) for name in NEW_MODEL_ONLY if name in args.given}
+    fixed = [name for name, value in given.items() if (value or None) != (stored.get(name) or None)]
     if fixed:
         raise ValueError(
             f"--{fixed[0]} shapes the tower of a new model, but {args.model.model_name_or_path} is a checkpoint with "
@@ -159,17 +169,28 @@ def _require_no_new_tower(args: RunArguments) -> None:
         )
 
 
-def _from_checkpoint(path: str, args: RunArguments, dtype: torch.dtype) -> PreparedModel:
+def read_model(
+    path: str, args: RunArguments, dtype: torch.dtype, quantization_config: Any = None, device: str = "cpu"
+) -> PreparedModel:
+    """The model of a checkpoint; only flags that were given change its settings."""
     with zero_init_off(args):
         tokenizer, model, *_ = load_pretrained_model(
             path,
-            device="cpu",
+            device=device,
             dtype=dtype,
+            quantization_config=quantization_config,
             attn_implementation=args.model.attn_implementation,
             cache_dir=args.training.cache_dir,
         )
     if args.model.mlp_path:
         load_projector(model.mm_projector, Path(args.model.mlp_path))
+    return with_given_settings(model, tokenizer, args)
+
+
+def with_given_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: RunArguments
+) -> PreparedModel:
+    """A model that was read, with the settings that the command line changes."""
     store_settings(model.config, args, only_given=True)
     return PreparedModel(model=model, tokenizer=tokenizer, template=_template(args, model.config, tokenizer))
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
+from llava.train.adapter_flags import adapter_settings, quantisation
 from llava.train.args import DataArguments, ModelArguments, TrainingArguments
 from llava.train.stages import STAGES
 from llava.utils.distributed import is_distributed
@@ -69,14 +70,10 @@ WITHOUT_EFFECT: Mapping[str, tuple[Any, str]] = {
 """flag -> (the only value that needs no remark, why the flag does nothing)."""
 
 NOT_BUILT: Mapping[str, tuple[Any, str]] = {
-    "lora_enable": (False, "train all weights, or a part with --tune_* flags"),
-    "use_dora": (False, "train all weights, or a part with --tune_* flags"),
-    "bits": (16, "train in 16 bits"),
     "dpo": (False, "use llava.trl once it offers it"),
     "seq_parallel_size": (-1, "leave it out"),
     "mm_use_im_start_end": (False, "leave it out"),
     "mm_use_im_patch_token": (False, "pass False"),
-    "dynamic_s2": (False, "leave it out"),
     "video_max_tiles": (1, "leave it out: frames of a video are not cut"),
     "max_num_images": (None, "leave it out, or shorten the records"),
     "num_time_tokens": (0, "leave it out"),
@@ -217,8 +214,8 @@ def _check(args: RunArguments) -> None:
     for name, (silent, why) in WITHOUT_EFFECT.items():
         if name in args.given and (silent is None or values[name] != silent):
             logger.warning("--%s %s has no effect: %s", name, values[name], why)
-    if {"min_tiles", "max_tiles"} & args.given and args.data.image_aspect_ratio != "dynamic":
-        logger.warning("--min_tiles and --max_tiles have no effect without --image_aspect_ratio dynamic")
+    _check_tiles(args)
+    quantisation(args, adapter_settings(args))
     training = args.training
     if training.group_by_modality_length and "sampler" not in args.given:
         training.sampler = "modality_length"
@@ -229,3 +226,17 @@ def _check(args: RunArguments) -> None:
             "--max_train_seconds %.0f may end the run before max_steps or num_train_epochs do",
             training.max_train_seconds,
         )
+
+
+def _check_tiles(args: RunArguments) -> None:
+    """Flags about tiles and scales that the image mode or the tower does not read."""
+    mode, model = args.data.image_aspect_ratio, args.model
+    readers = {"min_tiles": ("dynamic",), "max_tiles": ("dynamic", "dynamic_s2")}
+    for name, modes in readers.items():
+        if name in args.given and mode not in modes:
+            logger.warning("--%s has no effect without --image_aspect_ratio %s", name, " or ".join(modes))
+    scales = {"s2_scales", "s2_max_split_size", "s2_resize_output_to_scale_idx"} & args.given
+    if scales and not (model.s2 or model.dynamic_s2):
+        logger.warning("--%s has no effect without --s2 True or --dynamic_s2 True", min(scales))
+    if model.dynamic_s2 and mode != "dynamic_s2":
+        logger.warning("--dynamic_s2 True without --image_aspect_ratio dynamic_s2: every picture stays one tile")

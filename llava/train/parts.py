@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from llava.model.checkpoints.adapter import is_adapter_weight
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +28,19 @@ def part_of(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PartRow:
-    """One line of the table of what is trained."""
+    """One line of the table of what is trained.
+
+    Attributes:
+        parameters: adapters included; of quantised weights, those that they stand for.
+        method: "whole", "frozen", or the adapters and what is trained beside them: "LoRA r=64 + biases".
+    """
 
     part: str
     parameters: int
     trainable: int
     learning_rate: float | None
     dtype: str
+    method: str
 
 
 def set_trainable(model: Any, tuned: Mapping[str, bool]) -> None:
@@ -51,27 +60,50 @@ def set_trainable(model: Any, tuned: Mapping[str, bool]) -> None:
 
 def parts_table(model: nn.Module, *, learning_rate: float, part_rates: Mapping[str, float | None]) -> list[PartRow]:
     """One row per part of the model, in order of appearance."""
-    parts: dict[str, list[nn.Parameter]] = {}
+    parts: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        parts.setdefault(part_of(name), []).append(parameter)
-    return [_row(part, parameters, part_rates.get(part) or learning_rate) for part, parameters in parts.items()]
+        parts.setdefault(part_of(name), {})[name] = parameter
+    kind = _adapter_kind(model)
+    return [_row(part, weights, part_rates.get(part) or learning_rate, kind) for part, weights in parts.items()]
 
 
-def _row(part: str, parameters: list[nn.Parameter], rate: float) -> PartRow:
-    trainable = sum(_numel(p) for p in parameters if p.requires_grad)
-    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+def _row(part: str, weights: Mapping[str, nn.Parameter], rate: float, adapter_kind: str) -> PartRow:
+    trainable = sum(_numel(p) for p in weights.values() if p.requires_grad)
     return PartRow(
         part=part,
-        parameters=sum(map(_numel, parameters)),
+        parameters=sum(map(_numel, weights.values())),
         trainable=trainable,
         learning_rate=rate if trainable else None,
-        dtype="+".join(dtypes),
+        dtype="+".join(sorted({_dtype(p) for p in weights.values()})),
+        method=_method({name for name, p in weights.items() if p.requires_grad}, adapter_kind),
     )
 
 
+def _adapter_kind(model: nn.Module) -> str:
+    """Method and rank of the adapters beside the weights; empty where there are none."""
+    config: Any = next(iter(getattr(model, "peft_config", {}).values()), None)
+    return "" if config is None else f"{'DoRA' if config.use_dora else 'LoRA'} r={config.r}"
+
+
+def _method(trained: set[str], adapter_kind: str) -> str:
+    beside = {name for name in trained if is_adapter_weight(name)}
+    others = trained - beside
+    if not beside:
+        return "whole" if others else "frozen"
+    return f"{adapter_kind} + biases" if others else adapter_kind
+
+
 def _numel(parameter: nn.Parameter) -> int:
-    """Size of a parameter, also where ZeRO-3 keeps only a shard of it here."""
+    """Size of a parameter, also where ZeRO-3 keeps only a shard of it here, or 4 bits are packed by two."""
+    packed = getattr(parameter, "quant_state", None)
+    if packed is not None:
+        return math.prod(packed.shape)
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _dtype(parameter: nn.Parameter) -> str:
+    packed = getattr(parameter, "quant_state", None)
+    return str(parameter.dtype).removeprefix("torch.") if packed is None else packed.quant_type
 
 
 def save_table(rows: list[PartRow], path: Path) -> None:
@@ -87,10 +119,10 @@ def print_table(rows: list[PartRow]) -> None:
         for row in rows:
             logger.warning("%s", row)
         return
-    table = Table("part", "parameters", "trainable", "learning rate", "dtype", title="what is trained")
+    table = Table("part", "parameters", "trainable", "how", "rate", "dtype", title="what is trained")
     for row in rows:
         rate = "-" if row.learning_rate is None else f"{row.learning_rate:g}"
-        table.add_row(row.part, f"{row.parameters:,}", f"{row.trainable:,}", rate, row.dtype)
+        table.add_row(row.part, f"{row.parameters:,}", f"{row.trainable:,}", row.method, rate, row.dtype)
     Console(stderr=True).print(table)
 
 

@@ -13,7 +13,10 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from llava.model.checkpoints.adapter import ADAPTER_CONFIG
 from llava.train import callbacks, checkpointing
+from llava.train.adapter_flags import adapter_settings
+from llava.train.adapters import prepare_adapted_model
 from llava.train.data_setup import PreparedData, prepare_data, text_of
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import PreparedModel, prepare_model
@@ -62,7 +65,7 @@ def train(
     output_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = _resume_from(args, output_dir)
     set_seed(args.training.seed)
-    prepared = prepare_model(args, checkpoint=checkpoint, corpus=lambda: text_of(args))
+    prepared = _prepare(args, checkpoint)
     data = prepare_data(args, prepared)
     data.store_in(prepared.model.config)
     trainer = build_trainer(args, prepared, data, restored_from=checkpoint)
@@ -72,13 +75,27 @@ def train(
     return _finish(trainer, args, output_dir)
 
 
+def _prepare(args: RunArguments, checkpoint: Path | None) -> PreparedModel:
+    """The model, with adapters beside it where the flags ask for them."""
+    adapters = adapter_settings(args)
+    if adapters is not None:
+        return prepare_adapted_model(args, adapters, checkpoint=checkpoint, corpus=lambda: text_of(args))
+    if checkpoint is not None and (checkpoint / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"{checkpoint} holds adapters, found no --lora_enable True; give the flags that it was started with, "
+            "or choose another --output_dir"
+        )
+    return prepare_model(args, checkpoint=checkpoint, corpus=lambda: text_of(args))
+
+
 def build_trainer(
     args: RunArguments, prepared: PreparedModel, data: PreparedData, *, restored_from: Path | None = None
 ) -> LLaVATrainer:
     """The trainer with its callbacks; prints and saves the table of what is trained."""
     training, output_dir = args.training, Path(args.training.output_dir or ".")
-    names = ("language_model", "vision_tower", "mm_projector")
-    set_trainable(prepared.model, {name: getattr(training, f"tune_{name}") for name in names})
+    if prepared.adapter is None:
+        names = ("language_model", "vision_tower", "mm_projector")
+        set_trainable(prepared.model, {name: getattr(training, f"tune_{name}") for name in names})
     clock = _clock(args)
     trainer = LLaVATrainer(
         model=prepared.model,
@@ -91,6 +108,7 @@ def build_trainer(
         mixture=data.mixture,
         clock=clock,
         restored_from=restored_from,
+        adapter=prepared.adapter,
         callbacks=_callbacks(args, output_dir, clock),
     )
     if trainer.is_world_process_zero():

@@ -60,6 +60,10 @@ class AnyresRule:
         kept = unpadded(height, width, *full) if self.merge == "spatial_unpad" else full
         return AnyresLayout(rule=self, rows=rows, columns=columns, kept=kept, shown=self._shrunk(*kept))
 
+    def cuts(self, num_pictures: int) -> bool:
+        """Whether the pictures of a sample are cut: any number of them."""
+        return num_pictures > 0
+
     @property
     def most_views(self) -> int:
         """Views of the picture that is cut into most."""

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import llava
-from llava.mm_utils import cut_anyres
+from llava.utils.cutting import cut_anyres
 from tests.numerics.models import VOCAB, tiny_model, worst
 
 LOGITS = 1e-5  # measured worst: 0, for both families
@@ -166,5 +166,5 @@ def test_wrong_views_and_wrong_placeholders_are_named(pair: tuple[Any, Any]):
         ours(ids, images=torch.cat(views)[:-1], image_sizes=sizes)
     with pytest.raises(ValueError, match=r"5 pictures need 5 placeholders, or \d+ expanded ones"):
         ours(ids[:, :-40], images=torch.cat(views), image_sizes=sizes)
-    with pytest.raises(ValueError, match="only anyres reads them"):
+    with pytest.raises(ValueError, match="only anyres and dynamic_s2 read them"):
         tiny_model("llama", "clip_vision_model", mm_projector_cfg="mlp2x_gelu")(ids, images=views[0], image_sizes=sizes)

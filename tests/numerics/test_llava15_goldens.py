@@ -15,9 +15,9 @@ from torch import Tensor
 from llava.constants import IGNORE_INDEX
 from llava.conversation import get_template
 from llava.data.preprocess import encode_conversation
-from llava.mm_utils import cut_anyres
 from llava.model.builder import load_pretrained_model
 from llava.utils.anyres import AnyresRule
+from llava.utils.cutting import cut_anyres
 from llava.utils.tokenizer import TokenizationCompat
 from tests.numerics.models import worst
 

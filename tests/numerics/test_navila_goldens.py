@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from llava.constants import IGNORE_INDEX
+from llava.conversation import get_template
+from llava.data.preprocess import encode_conversation
 from llava.model.builder import load_pretrained_model
+from llava.utils.tokenizer import TokenizationCompat
 
 CONVERSATIONS = ("one_image", "two_images_two_turns", "nav_8_frames")
 HIDDEN = 1e-4  # measured worst: 5.7e-6 (vision), 2.4e-6 (embeddings), 4.4e-6 (language model)
@@ -255,3 +259,29 @@ def test_labels_never_stand_on_a_picture(model: Any, conversations: Arrays):
         )
     start = int((given["input_ids"][0] == -200).nonzero()[0, 0])
     assert (labels[0, start : start + model.tokens_per_image] == IGNORE_INDEX).all()
+
+
+def test_texts_are_cut_as_in_the_training_of_the_published_weights(
+    model: Any, folder: Path, conversations: Arrays, tmp_path: Path
+):
+    """The published folder says nothing of it; ours stores both switches, and they are what the ids are exact with."""
+    model.save_pretrained(tmp_path)
+    again: Any = load_pretrained_model(str(tmp_path), device="cpu")[1]
+    samples = json.loads((folder / "conversations.json").read_text())
+    for found in (model, again):
+        assert found.config.tokenization_compat == {"double_bos": True, "chunkwise": True}
+        compat, template = TokenizationCompat.from_config(found.config.tokenization_compat), get_template("llama_3")
+        for sample in samples:
+            encoded = encode_conversation(sample["messages"], found.tokenizer, template, compat=compat)
+            assert torch.equal(encoded.input_ids, conversations[f"{sample['name']}/input_ids"])
+            assert torch.equal(encoded.labels, conversations[f"{sample['name']}/labels"])
+
+
+@pytest.mark.parametrize("compat", [{"double_bos": False, "chunkwise": True}, {"double_bos": True, "chunkwise": False}])
+def test_a_stored_way_to_cut_texts_wins(folder: Path, tmp_path: Path, compat: dict[str, bool]):
+    shutil.copytree(folder / "checkpoint", tmp_path / "copy")
+    stored = json.loads((folder / "checkpoint" / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps({**stored, "tokenization_compat": compat}))
+    assert load_pretrained_model(str(tmp_path / "copy"), device="cpu")[1].config.tokenization_compat == compat
+    (tmp_path / "copy" / "config.json").write_text(json.dumps({**stored, "max_tiles": 12}))  # a key of NVILA
+    assert load_pretrained_model(str(tmp_path / "copy"), device="cpu")[1].config.tokenization_compat is None

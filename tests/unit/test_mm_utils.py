@@ -18,7 +18,6 @@ from llava.batch import VisualSpec
 from llava.constants import IGNORE_INDEX
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
-    cut_into_tiles,
     expand_image_tokens,
     extract_media,
     extract_video_frames,
@@ -33,6 +32,7 @@ from llava.mm_utils import (
     visual_tokens_per_image,
     vlnce_frame_sampling,
 )
+from llava.utils.cutting import cut_into_tiles
 
 GOLDEN_MODES = [
     ("A_navila", "checkpoint/vision_tower", "pixel_values_resize", "resize"),

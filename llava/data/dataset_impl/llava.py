@@ -56,7 +56,8 @@ class LLaVADataset(VideoDataset):
         messages = self.placed(dialogue_turns(record), len(paths))
         if self.pictures is None:
             return self.conversation(lambda: messages, None)
-        if self.context.spec.anyres is not None and paths:
+        rule = self.context.spec.view_rule
+        if rule is not None and rule.cuts(len(paths)):
             return self.conversation(lambda: messages, self.pictures.read_views(paths))
         if len(paths) != 1 or self.context.spec.aspect_mode != "dynamic":
             return self.conversation(lambda: messages, self.pictures.read(paths) if paths else None)
@@ -79,8 +80,8 @@ class LLaVADataset(VideoDataset):
         value = record.get("images", record.get("image"))
         count, spec = len(value) if isinstance(value, list) else int(value is not None), self.context.spec
         # how often a picture is cut is only known from the picture itself: at most so many times
-        if spec.anyres is not None:
-            return count * spec.anyres.most_views
+        if spec.view_rule is not None and spec.view_rule.cuts(count):
+            return count * spec.view_rule.most_views
         return spec.max_tiles + 1 if count == 1 and spec.aspect_mode == "dynamic" else count
 
     def modality_of(self, index: int) -> Modality:

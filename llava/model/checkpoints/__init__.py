@@ -56,7 +56,7 @@ class Layout:
 LAYOUTS: Registry[Layout] = Registry("checkpoint layout")
 """A new layout is one module with one row; exactly one must recognise a folder."""
 
-_MODULES = ("three_folder", "original", "llava_hf", "projector_only", "lora")
+_MODULES = ("three_folder", "original", "llava_hf", "projector_only", "lora", "delta")
 
 
 def find_layout(folder: Path) -> Layout | None:

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig
 from llava.model.attention import implementation_for
 from llava.model.checkpoints import ReadOptions
 from llava.model.checkpoints.keys import read_part
-from llava.model.checkpoints.plan import Plan, llm_class, names_are_plain, shapes_of, unused_in_tower
+from llava.model.checkpoints.plan import Plan, compare_part, llm_class, shapes_of, unused_in_tower
 from llava.model.checkpoints.stored import common_dtype, open_tensors
 
 if TYPE_CHECKING:
@@ -46,10 +46,23 @@ def assemble(plan: Plan, options: ReadOptions, base: Path | None = None) -> Llav
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder, padding on the right; None where the folder has none."""
+    """The tokenizer in a folder, padding on the right; None where the folder has none.
+
+    Raises:
+        ValueError: names the files of a tokenizer that cannot be read.
+    """
     if not has_tokenizer(folder):
         return None
-    return AutoTokenizer.from_pretrained(str(folder), padding_side="right")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), padding_side="right")
+    except ImportError:
+        raise  # says which package is missing
+    except Exception as error:  # its libraries raise every kind
+        files = ", ".join(name for name in TOKENIZER_FILES if (folder / name).is_file())
+        raise ValueError(
+            f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0][:160]}); copy {files} again, or "
+            "write them with tokenizer.save_pretrained(folder)"
+        ) from error
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -65,7 +78,7 @@ def _from_tensors(kind: Any, plan: Plan, part: str, options: ReadOptions, **kwar
     def load(_: str, **how: Any) -> Any:
         return kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **how)
 
-    return read_part(load, plan.folder, part, device_map=options.device_map, **kwargs)
+    return read_part(load, plan.folder, part, files_are_checked=True, device_map=options.device_map, **kwargs)
 
 
 def _read_llm(plan: Plan, options: ReadOptions, places: Sequence[Path]) -> Any:
@@ -127,12 +140,7 @@ def compare_vision(plan: Plan) -> None:
 
 
 def _compare_tower(plan: Plan, kind: Any, config: Any) -> None:
-    if not names_are_plain(config, kind.model_class):
-        plan.unchecked.append("vision_tower")
-        return
     layer = plan.config.get("mm_vision_select_layer")
     layer = kind.default_layer if layer is None else layer
     layers_run = layer if layer >= 0 else config.num_hidden_layers + 1 + layer
-    plan.compare(
-        "vision_tower", shapes_of(lambda: kind.model_class(config)), lambda name: unused_in_tower(name, layers_run)
-    )
+    compare_part(plan, "vision_tower", kind.model_class, lambda name: unused_in_tower(name, kind, layers_run))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig
 
 from llava.model.checkpoints import ReadOptions, find_layout, read_checkpoint, resolve_folder
@@ -75,24 +76,31 @@ def plan_on_language_model(
     )
 
 
-def name_in_model(name: str) -> str | None:
-    """Name of a published weight (or module) in our model."""
+def find_weight(name: str, weights: Mapping[str, Any]) -> str | None:
+    """Name in our model of a weight that is stored under our name or under a published one; None = not in `weights`."""
     place = locate_original(name)
-    return None if place is None or place[0] not in WHERE else WHERE[place[0]] + place[1]
+    published = None if place is None or place[0] not in WHERE else WHERE[place[0]] + place[1]
+    return next((found for found in (name, published) if found in weights), None)
+
+
+def weights_of(model: LlavaCausalLM) -> dict[str, Tensor]:
+    """The model's weights under the names that they have without an adapter; the adapter's own are left out."""
+    state = model.state_dict()
+    return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
 
 
 @torch.no_grad()
-def write_over(model: LlavaCausalLM, change: Mapping[str, StoredTensor]) -> None:
-    """Replaces weights of a model.
+def write_over(model: LlavaCausalLM, change: Mapping[str, StoredTensor]) -> frozenset[str]:
+    """Replaces weights of a model, with an adapter beside them or without; answers the names of those in it.
 
     Raises:
         ValueError: names file and key of a tensor that the model has no place of that shape for.
     """
-    weights = model.state_dict()
+    weights = weights_of(model)
     targets: dict[str, StoredTensor] = {}
     for name, tensor in change.items():
-        target = name_in_model(name)
-        if target is None or target not in weights:
+        target = find_weight(name, weights)
+        if target is None:
             raise ValueError(
                 f"{tensor.file}: the base has no weight for {tensor.name}; give the base that it was trained on"
             )
@@ -104,3 +112,4 @@ def write_over(model: LlavaCausalLM, change: Mapping[str, StoredTensor]) -> None
         targets[target] = tensor
     for target, value in open_tensors(targets).items():
         weights[target].copy_(value[...])
+    return frozenset(targets)

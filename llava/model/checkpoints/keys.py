@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from llava.model.checkpoints.renamed import JOINING_FAILED
+from llava.model.checkpoints.stored import folder_headers, has_weights
+
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
@@ -28,18 +31,32 @@ def read_part(
     part: str,
     ignored_prefixes: tuple[str, ...] = (),
     accepted_missing: tuple[str, ...] = (),
+    files_are_checked: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """Calls a transformers `from_pretrained` and checks its report.
+    """Calls a transformers `from_pretrained` and checks the files before it and its report behind it.
 
     Args:
         ignored_prefixes: of stored weights that the part has no use for.
         accepted_missing: names of weights that need not be stored.
+        files_are_checked: the headers of the weight files were read already.
 
     Raises:
-        ValueError: for missing, unexpected or misshapen weights; names folder, key and what to do.
+        FileNotFoundError: a shard is missing.
+        ValueError: for a file that was cut, and for missing, unexpected or misshapen weights; names folder, key and
+            what to do.
     """
-    model, info = load(str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    if not files_are_checked and Path(folder).is_dir() and has_weights(Path(folder)):
+        folder_headers(Path(folder))
+    try:
+        model, info = load(str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    except RuntimeError as error:
+        if JOINING_FAILED not in str(error):
+            raise
+        raise ValueError(
+            f"{folder}: stored weights of the {part} cannot be joined, one is missing or has another shape; "
+            "vila-inspect names it: copy its file again"
+        ) from error
     misshapen = sorted(info.get("mismatched_keys") or [])
     if misshapen:
         key, stored, wanted = misshapen[0]

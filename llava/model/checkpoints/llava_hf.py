@@ -88,7 +88,9 @@ def _square(folder: Path) -> dict[str, Any]:
 
 
 def _anyres(config: Any) -> dict[str, Any]:
+    video = getattr(config, "video_token_index", None)
     return {
+        **({} if video is None else {"video_token_id": video}),
         "image_aspect_ratio": getattr(config, "vision_aspect_ratio", "anyres"),
         "image_grid_pinpoints": [list(pair) for pair in config.image_grid_pinpoints],
         "mm_patch_merge_type": "spatial_unpad",

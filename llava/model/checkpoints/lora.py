@@ -1,124 +1,135 @@
-"""LoRA and DoRA folders: an adapter on a base, merged into it when it is read."""
+"""LoRA and DoRA folders: an adapter on a base, merged into it when it is read (unless the base is quantised)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions
-from llava.model.checkpoints.base_and_change import name_in_model, read_on_base, require_base
+from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions, resolve_folder
+from llava.model.checkpoints.adapter import (
+    ADAPTER_CONFIG,
+    adapter_file,
+    attach,
+    config_for,
+    fill,
+    open_adapter,
+    other_trainables,
+    read_settings,
+    require_peft,
+    require_sampled_base,
+)
+from llava.model.checkpoints.assemble import has_tokenizer, read_tokenizer
+from llava.model.checkpoints.base_and_change import read_on_base, require_base
 from llava.model.checkpoints.names import explain_buffer, locate_original
 from llava.model.checkpoints.plan import Part, Plan
-from llava.model.checkpoints.stored import (
-    StoredTensor,
-    open_tensors,
-    read_config,
-    read_headers,
-    read_json,
-)
+from llava.model.checkpoints.stored import read_config, read_headers, read_json
 
 if TYPE_CHECKING:
     from llava.model.language_model.base import LlavaCausalLM
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-OTHERS = "non_lora_trainables.bin"
-_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(\.weight)?")
+OWN_BASE = "adapter_base"
+"""Sub-folder in which a training run keeps a base that existed nowhere else."""
+
+SIZES = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "patch_size")
+"""Settings of a part that an adapter and its base must share."""
+
+NOT_SETTINGS = frozenset(
+    {*("llm_cfg", "vision_tower_cfg", "mm_projector_cfg", "model_type", "architectures", "resume_path"),
+     *("dtype", "torch_dtype", "transformers_version", "_name_or_path", "hidden_size", "image_token_id")}
+)  # fmt: skip
+"""Keys of config.json that describe the base, not how the adapter was trained."""
 
 
 def recognises(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
-def adapter_file(folder: Path) -> Path:
-    for name in ADAPTER_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir()))
-    raise FileNotFoundError(f"{folder} has no adapter weights: expected {' or '.join(ADAPTER_FILES)}, found {found}")
+def base_of(folder: Path, options: ReadOptions, named: Any) -> Path:
+    """The base: what the caller names, else what the adapter names, where that is on this machine or a hub id."""
+    if options.model_base is not None or not isinstance(named, str) or not named:
+        return require_base(folder, options, named)
+    found = base_on_disk(folder, named)
+    if found is not None:
+        return found
+    is_path = Path(named).is_absolute() or named.startswith((".", "~")) or named.count("/") != 1
+    return require_base(folder, options, named) if is_path else resolve_folder(named, options.cache_dir)
 
 
-def other_trainables(folder: Path) -> dict[str, StoredTensor]:
-    """Weights that were trained as a whole (the projector), by the names that they have without the adapter."""
-    if not (folder / OTHERS).is_file():
-        return {}
-    stored = read_headers([folder / OTHERS])
-    return {re.sub(r"^base_model\.(model\.(?=model\.|mm_projector|vision_tower|llm\.|lm_head))?", "", name): tensor
-            for name, tensor in stored.items()}  # fmt: skip
+def base_on_disk(folder: Path, named: str) -> Path | None:
+    """The folder that an adapter names; the base of a run that was moved lies in it, or beside its checkpoints."""
+    if Path(named).expanduser().is_dir():
+        return Path(named).expanduser()
+    near = [folder / OWN_BASE, folder.parent / OWN_BASE] if Path(named).name == OWN_BASE else []
+    return next((path for path in near if path.is_dir()), None)
 
 
 def read(folder: Path, options: ReadOptions) -> LlavaCausalLM:
-    if find_spec("peft") is None:
-        raise ImportError(f"{folder} holds an adapter, which needs peft: pip install peft")
-    if options.quantization_config is not None:
-        raise ValueError(f"{folder}: an adapter is merged into its base, which must not be quantised; load it without")
-    settings = read_json(folder / "adapter_config.json")
-    base = require_base(folder, options, settings.get("base_model_name_or_path"))
-    model = read_on_base(folder, base, read_config(folder), other_trainables(folder), options)
+    """The adapted model; beside a quantised base the adapter stays unmerged, as it was in training."""
+    require_peft(f"{folder} holds an adapter, which")
+    settings, stored = read_settings(folder), read_config(folder)
+    base = base_of(folder, options, settings.get("base_model_name_or_path"))
+    require_sizes(folder, stored, base)
+    model = read_on_base(folder, base, stored, other_trainables(folder), replace(options, model_base=None))
+    require_sampled_base(model, folder)
+    take_settings(model, stored)
+    take_tokenizer(model, folder)
     adapted = with_adapter(model, folder, settings)
-    merged: Any = adapted.merge_and_unload(safe_merge=True)
-    merged.name_or_path = str(folder)
-    return merged.eval()
+    if options.quantization_config is None:
+        adapted.merge_and_unload(safe_merge=True)
+    model.name_or_path = str(folder)
+    return model.eval()
 
 
 def with_adapter(model: LlavaCausalLM, folder: Path, settings: Mapping[str, Any]) -> Any:
     """The model with the adapter beside its weights (peft's, not merged)."""
-    from peft import LoraConfig, PeftModel, set_peft_model_state_dict
-
-    if settings.get("peft_type") != "LORA":
-        raise ValueError(f"{folder}/adapter_config.json: peft_type is {settings.get('peft_type')!r}, expected 'LORA'")
-    stored = read_headers([adapter_file(folder)])
-    tensors, modules = _in_our_names(model, stored)
-    known = set(LoraConfig.__dataclass_fields__)
-    chosen = {key: value for key, value in settings.items() if key in known and value is not None}
-    chosen |= {"target_modules": modules, "inference_mode": True, "task_type": None, "modules_to_save": None}
-    for key in ("layers_to_transform", "layers_pattern", "exclude_modules"):
-        chosen.pop(key, None)  # the modules are listed one by one
-    adapted = PeftModel(model, LoraConfig(**chosen))  # pyright: ignore[reportArgumentType]
-    values = {name: value[...] for name, value in open_tensors(tensors).items()}
-    result = set_peft_model_state_dict(adapted, values)
-    lost = [key for key in result.missing_keys if "lora_" in key] + list(result.unexpected_keys)
-    if lost:
-        raise ValueError(f"{adapter_file(folder)}: {lost[0]} does not fit adapter_config.json; copy both again")
+    stored = open_adapter(model, folder)
+    adapted = attach(model, config_for(settings, stored.modules, inference_mode=True))
+    fill(model, folder, stored)
     return adapted.eval()
 
 
-def _in_our_names(
-    model: LlavaCausalLM, stored: Mapping[str, StoredTensor]
-) -> tuple[dict[str, StoredTensor], list[str]]:
-    """(peft's names for our model -> tensors, adapted modules), each checked against the model's shapes."""
-    weights = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    tensors: dict[str, StoredTensor] = {}
-    modules: set[str] = set()
-    for name, tensor in stored.items():
-        match = _KEY.fullmatch(name)
-        weight = name_in_model(f"{match[1]}.weight") if match else None
-        if match is None or weight not in weights:
-            raise ValueError(
-                f"{tensor.file}: the base has no module for {name}; the adapter belongs to another model: "
-                "give the base that it was trained on as model_base"
-            )
-        _require_fit(tensor, match[2], weights[weight])
-        module = weight.removesuffix(".weight")
-        modules.add(module)
-        tensors[f"base_model.model.{module}.{match[2]}{match[3] or ''}"] = tensor
-    return tensors, sorted(modules)
+def require_sizes(folder: Path, stored: Mapping[str, Any], base: Path) -> None:
+    """Refuses a base whose parts are of another kind or size than those that the adapter's config.json describes."""
+    found = read_config(base)
+    for part in ("llm_cfg", "vision_tower_cfg"):
+        ours, theirs = stored.get(part), found.get(part)
+        if not isinstance(ours, dict) or not isinstance(theirs, dict):
+            continue
+        for key in SIZES:
+            if key in ours and key in theirs and ours[key] != theirs[key]:
+                raise ValueError(
+                    f"{folder}: the adapter was trained on a base whose {part} has {key} {ours[key]!r}, {base} has "
+                    f"{theirs[key]!r}; give the base that it was trained on as model_base"
+                )
 
 
-def _require_fit(tensor: StoredTensor, kind: str, weight: tuple[int, ...]) -> None:
-    found, wanted = (tensor.shape[1], weight[1]) if kind == "lora_A" else (tensor.shape[0], weight[0])
-    if found != wanted:
-        raise ValueError(
-            f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, the base's weight {list(weight)} wants "
-            f"{wanted} where it has {found}; the adapter belongs to another model: give the base that it was trained on"
-        )
+def take_settings(model: LlavaCausalLM, stored: Mapping[str, Any]) -> None:
+    """Template, frames, prompt format and the like as the adapter was trained (LLaVA-1.5 stores none of these)."""
+    if "llm_cfg" not in stored:
+        return
+    for key, value in stored.items():
+        if key not in NOT_SETTINGS and value is not None:
+            setattr(model.config, key, value)
+    model.store_part_settings()  # what describes the parts stays true of those that were read
+
+
+def take_tokenizer(model: LlavaCausalLM, folder: Path) -> None:
+    """Tokenizer and generation settings of the adapter's folder, where it has them."""
+    from transformers import GenerationConfig
+
+    from llava.model.builder import attach_tokenizer
+
+    if has_tokenizer(folder):
+        attach_tokenizer(model, read_tokenizer(folder))
+    if (folder / "generation_config.json").is_file():
+        model.llm.generation_config = GenerationConfig.from_pretrained(str(folder))
 
 
 def make_plan(folder: Path, options: ReadOptions, fetch: bool = True) -> Plan:
     """Describes the adapter alone; its base is another checkpoint."""
-    settings = read_json(folder / "adapter_config.json")
+    settings = read_json(folder / ADAPTER_CONFIG)
     plan = Plan(layout="lora", folder=folder, config=read_config(folder))
     plan.parts = {"adapter": Part(tensors=read_headers([adapter_file(folder)]))}
     plan.parts |= {part: Part() for part in ("llm", "vision_tower", "mm_projector")}
@@ -126,7 +137,9 @@ def make_plan(folder: Path, options: ReadOptions, fetch: bool = True) -> Plan:
     plan.parts = {name: part for name, part in plan.parts.items() if part.tensors}
     named = settings.get("base_model_name_or_path")
     kind = "DoRA" if settings.get("use_dora") else "LoRA"
-    plan.needs.append(f"peft, and model_base: the {kind} of rank {settings.get('r')} was trained on {named!r}")
+    here = base_on_disk(folder, named) if isinstance(named, str) and named else None
+    base = "model_base" if here is None else f"its base {here}"
+    plan.needs.append(f"peft, and {base}: the {kind} of rank {settings.get('r')} was trained on {named!r}")
     return plan
 
 

@@ -13,6 +13,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions
 from llava.model.checkpoints.assemble import assemble, compare_vision
 from llava.model.checkpoints.names import explain_buffer, locate_original
+from llava.model.checkpoints.pairs import MARK
 from llava.model.checkpoints.plan import Part, Plan, compare_llm
 from llava.model.checkpoints.stored import StoredTensor, folder_headers, has_weights, read_config
 from llava.model.checkpoints.three_folder import token_order_of
@@ -48,7 +49,7 @@ _DROPPED = ("model_type", "architectures", "_name_or_path", "auto_map", "transfo
 def recognises(folder: Path) -> bool:
     stored = read_config(folder)
     single = "mm_vision_tower" in stored or str(stored.get("model_type")) in FAMILIES
-    return single and not {"llm_cfg", "text_config"} & set(stored) and has_weights(folder)
+    return single and not {"llm_cfg", "text_config", MARK} & set(stored) and has_weights(folder)
 
 
 def read(folder: Path, options: ReadOptions) -> LlavaCausalLM:

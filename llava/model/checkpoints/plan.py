@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from llava.model.checkpoints.renamed import compare_as_loaded
 from llava.model.checkpoints.stored import StoredTensor
 
 PARTS = ("llm", "vision_tower", "mm_projector")
@@ -43,7 +45,6 @@ class Plan:
         config: settings of the whole model, as keywords of its config class.
         explained: stored key that is left out, or weight that is not stored -> reason.
         missing, unexpected, misshapen: what nobody can explain; each is an error for a reader.
-        unchecked: parts whose names transformers changes while it reads them; it checks them then.
         obstacle: why this package cannot run the model, though it can be described.
         needs: what a reader must be given or fetch.
     """
@@ -56,7 +57,6 @@ class Plan:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
     obstacle: str | None = None
     needs: list[str] = field(default_factory=list)
 
@@ -152,24 +152,27 @@ def compare_llm(plan: Plan) -> None:
     config = plan.parts["llm"].config
     assert config is not None
     kind = llm_class(config)
-    if not names_are_plain(config, kind):
-        plan.unchecked.append("llm")
-        return
     tied = bool(getattr(config, "tie_word_embeddings", False))
-    reason = "tied to the input embeddings"
-    wanted = shapes_of(lambda: kind(config))
-    plan.compare("llm", wanted, lambda name: reason if tied and name == "lm_head.weight" else None)
-
-
-def unused_in_tower(name: str, layers_run: int) -> str | None:
-    """Why a weight of a vision tower is not needed: nothing behind the selected layer is run."""
-    words = name.split(".")
-    behind = words[0] == "encoder" and words[1] in ("layer", "layers") and int(words[2]) >= layers_run
-    return (
-        "behind the selected layer of the tower, never run"
-        if behind or words[0] in ("post_layernorm", "head")
-        else None
+    compare_part(
+        plan, "llm", kind, lambda name: "tied to the input embeddings" if tied and name == "lm_head.weight" else None
     )
+
+
+def compare_part(plan: Plan, part: str, kind: Any, explain: Callable[[str], str | None]) -> None:
+    """Checks a part against transformers' class of it."""
+    config: Any = plan.parts[part].config
+    if names_are_plain(config, kind):
+        plan.compare(part, shapes_of(lambda: kind(config)), explain)
+    else:
+        compare_as_loaded(plan, part, kind, config, explain)
+
+
+def unused_in_tower(name: str, kind: Any, layers_run: int) -> str | None:
+    """Why a weight of a vision tower (of our class `kind`) is not needed: no selected feature passes through it."""
+    layer = re.fullmatch(rf"{re.escape(kind.layers_name)}\.(\d+)\..*", name)
+    behind = layer is not None and int(layer[1]) >= layers_run
+    beside = any(name == part or name.startswith(f"{part}.") for part in kind.unused_parts)
+    return "behind the selected layer of the tower, never run" if behind or beside else None
 
 
 def sizes(tensors: Iterable[StoredTensor]) -> tuple[int, int]:

@@ -54,7 +54,9 @@ def make_plan(path: Path, options: ReadOptions, fetch: bool = True) -> Plan:
     if options.model_base is not None:
         base = require_base(path, options)
         if read_config(base) and has_weights(base) and "mm_vision_tower" not in read_config(base):
-            return plan_on_language_model(folder, base, stored, tensors, options, fetch)
+            plan = plan_on_language_model(folder, base, stored, tensors, options, fetch)
+            plan.layout = "projector_only"
+            return plan
     plan = Plan(layout="projector_only", folder=folder, config=stored, parts={"mm_projector": Part(), "llm": Part()})
     plan.distribute(tensors, locate_original, explain_buffer)
     plan.needs.append(f"model_base: a language model or a whole model (trained on {stored.get('_name_or_path')!r})")

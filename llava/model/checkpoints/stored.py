@@ -14,7 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-_DTYPES = {
+from llava.model.checkpoints.difference import Sum
+
+STORED_TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -25,12 +27,17 @@ _COPY_AGAIN = "the file was cut or changed on its way: copy it again and compare
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """One tensor of a weight file, not yet read."""
+    """One tensor of a weight file, not yet read.
+
+    Attributes:
+        plus: tensor of a base that is added when this one, a difference, is read; dtype is then the type of the sum.
+    """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    plus: StoredTensor | None = None
 
     @property
     def num_elements(self) -> int:
@@ -140,12 +147,12 @@ def _safetensors_header(file: Path) -> dict[str, StoredTensor]:
     if wanted != size:
         raise ValueError(f"{file} is no complete safetensors file ({size} bytes, expected {wanted}); {_COPY_AGAIN}")
     for name, row in rows.items():
-        if row["dtype"] not in _DTYPES:
+        if row["dtype"] not in STORED_TYPES:
             raise ValueError(
-                f"{file}: {name} has type {row['dtype']}, expected one of {', '.join(_DTYPES)}; convert it first"
+                f"{file}: {name} has type {row['dtype']}, expected one of {', '.join(STORED_TYPES)}; convert it first"
             )
     return {
-        name: StoredTensor(file=file, name=name, shape=tuple(row["shape"]), dtype=_DTYPES[row["dtype"]])
+        name: StoredTensor(file=file, name=name, shape=tuple(row["shape"]), dtype=STORED_TYPES[row["dtype"]])
         for name, row in rows.items()
     }
 
@@ -188,6 +195,12 @@ def _is_zip(file: Path) -> bool:
 
 def open_tensors(wanted: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """New name -> slice that is read from disk when it is indexed, so that transformers holds one tensor at a time."""
+    opened = _open(wanted)
+    bases = _open({name: stored.plus for name, stored in wanted.items() if stored.plus is not None})
+    return opened | {name: Sum(opened[name], base, wanted[name].dtype) for name, base in bases.items()}
+
+
+def _open(wanted: Mapping[str, StoredTensor]) -> dict[str, Any]:
     opened: dict[str, Any] = {}
     for file in sorted({stored.file for stored in wanted.values()}):
         here = {name: stored.name for name, stored in wanted.items() if stored.file == file}

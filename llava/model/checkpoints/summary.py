@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llava.model.checkpoints import ReadOptions, find_layout, require_layout, resolve_folder
-from llava.model.checkpoints.plan import Part, Plan, sizes
-from llava.model.checkpoints.stored import common_dtype, folder_headers, has_weights, read_config
+from transformers import AutoConfig
 
-WIDTH = 96
+from llava.model.checkpoints import ReadOptions, find_layout, require_layout, resolve_folder
+from llava.model.checkpoints.plan import Part, Plan, compare_llm, sizes
+from llava.model.checkpoints.stored import folder_headers, has_weights, read_config
+from llava.model.multimodal_encoder.families import family_of
+
+WIDTH = 80
 ROWS = 6
 """Of a list of keys so many are shown."""
 
@@ -27,30 +30,47 @@ def plan_checkpoint(path: str | Path, options: ReadOptions | None = None) -> Pla
         raise FileNotFoundError(f"no checkpoint at {path}; an inspection downloads nothing: give an existing folder")
     folder = resolve_folder(path)
     if find_layout(folder) is None and "model_type" in read_config(folder) and has_weights(folder):
-        part = Part(tensors=folder_headers(folder))
-        return Plan(layout="language model without vision", folder=folder, parts={"llm": part})
+        return _language_model(folder)
     return require_layout(folder).plan(folder, options, False)
 
 
+def _language_model(folder: Path) -> Plan:
+    part = Part(config=AutoConfig.from_pretrained(str(folder)), tensors=folder_headers(folder))
+    plan = Plan(layout="language model without vision", folder=folder, parts={"llm": part})
+    compare_llm(plan)
+    return plan
+
+
 def describe(plan: Plan) -> str:
-    """The report of `vila-inspect`, at most 96 columns wide."""
-    lines = [*_wrapped(f"{plan.folder}"), f"layout    {plan.layout}", *_facts(plan), "", *_table(plan)]
+    """The report of `vila-inspect`, at most 80 columns wide."""
+    lines = [*_wrapped(f"{plan.folder}"), f"layout     {plan.layout}", *_facts(plan), "", *_table(plan)]
     for title, keys in (("missing", plan.missing), ("unexpected", plan.unexpected), ("wrong shape", plan.misshapen)):
         lines += _keys(title, keys)
     lines += ["", *_reasons(plan)] if plan.explained else []
-    for part in plan.unchecked:
-        lines += _wrapped(f"unchecked: names of the {part}, which transformers changes and checks while it loads them")
     lines += ["", *_loading(plan)]
     return "\n".join(lines)
 
 
 def _facts(plan: Plan) -> list[str]:
-    facts = {"template": plan.config.get("version"), "pictures": plan.config.get("image_aspect_ratio")}
+    """What the config says of the whole model; nothing for a language model without vision."""
+    if set(plan.parts) == {"llm"}:
+        return []
     projector: Any = getattr(plan.parts.get("mm_projector"), "config", None)
-    facts["projector"] = getattr(projector, "mm_projector_type", None)
-    if facts["projector"] and "downsample" in facts["projector"]:
+    kind = getattr(projector, "mm_projector_type", None) or plan.config.get("mm_projector_type")
+    facts = {"template": plan.config.get("version"), "pictures": _pictures(plan), "projector": kind}
+    if "downsample" in str(kind) and projector is not None:
         facts["tokens"] = f"order of the merged tokens: {projector.token_order}"
-    return [f"{name:<10}{value or 'not stored'}" for name, value in facts.items()]
+    return [f"{name:<11}{value or 'not stored'}" for name, value in facts.items()]
+
+
+def _pictures(plan: Plan) -> str | None:
+    """How pictures are read: the stored mode, else that of the encoder's family; scales where there are several."""
+    tower: Any = getattr(plan.parts.get("vision_tower"), "config", None)
+    mode = plan.config.get("image_aspect_ratio")
+    if mode is None and tower is not None:
+        mode = f"{family_of(tower.model_type).aspect_mode} (the encoder's own way)"
+    scales = plan.config.get("s2_scales") if plan.config.get("s2") or plan.config.get("dynamic_s2") else None
+    return f"{mode}, at the scales {scales}" if scales else mode
 
 
 def _table(plan: Plan) -> list[str]:
@@ -64,15 +84,14 @@ def _table(plan: Plan) -> list[str]:
 
 
 def _row(name: str, part: Part) -> list[str]:
-    kind = str(getattr(part.config, "model_type", "") or "").removesuffix("_model")[:16]
+    kind = str(getattr(part.config, "model_type", "") or "").removesuffix("_model").removesuffix("_vision")[:13]
     parameters, size = sizes(part.tensors.values())
     if not part.tensors:
-        return [name, kind, "0", "", "", "", "elsewhere" if part.source else "none"]
+        return [name, kind, "0", "", "", "", "away" if part.source else "none"]
     types = {tensor.dtype for tensor in part.tensors.values()}
-    main = str(common_dtype(part.tensors.values())).removeprefix("torch.") + (", ..." if len(types) > 1 else "")
-    files = sorted({tensor.file.name for tensor in part.tensors.values()})
-    shown = files[0][:26] if len(files) == 1 else f"{len(files)} files"
-    return [name, kind, str(len(part.tensors)), f"{parameters:,}", _bytes(size), main, shown]
+    main = "mixed" if len(types) > 1 else str(next(iter(types))).removeprefix("torch.")
+    files = {tensor.file for tensor in part.tensors.values()}
+    return [name, kind, str(len(part.tensors)), f"{parameters:,}", _bytes(size), main, str(len(files))]
 
 
 def _bytes(number: int) -> str:

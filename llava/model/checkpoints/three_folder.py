@@ -6,7 +6,8 @@ What a config stores as `_name_or_path` is a path of the machine that wrote it a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,13 @@ from transformers import AutoConfig
 
 from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions
 from llava.model.checkpoints.assemble import compare_vision, read_tokenizer
+from llava.model.checkpoints.card import own_card, write_card
 from llava.model.checkpoints.keys import require_part
 from llava.model.checkpoints.names import explain_buffer
 from llava.model.checkpoints.plan import Part, Plan, compare_llm
 from llava.model.checkpoints.stored import folder_headers, read_json
 from llava.model.configuration_llava import ROW_ORDER_KEYS
+from llava.utils.tokenizer import TokenizationCompat
 
 if TYPE_CHECKING:
     from llava.model.language_model.base import LlavaCausalLM
@@ -51,11 +54,25 @@ def token_order_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> st
     return stored or ("row" if any(key in config for key in ROW_ORDER_KEYS) else "column")
 
 
+def compat_of(config: Mapping[str, Any]) -> dict[str, bool] | None:
+    """How VILA-1.5 and NaVILA cut texts, whose folders do not store it; None (not so) for those of NVILA and ours."""
+    is_older = "token_order" not in config and not any(key in config for key in ROW_ORDER_KEYS)
+    return config.get("tokenization_compat") or (asdict(TokenizationCompat.navila()) if is_older else None)
+
+
+def kind_of(folder: Path, find: Callable[[str | None], Any]) -> Any:
+    """What `find` knows of the model_type of a part; its error names the file."""
+    try:
+        return find(read_json(folder / "config.json").get("model_type"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: model_type: {error}") from None
+
+
 def read(folder: Path, options: ReadOptions) -> LlavaCausalLM:
     from llava.model.builder import attach_tokenizer, model_class_for
     from llava.model.language_model.base import Parts
     from llava.model.language_model.builder import read_llm
-    from llava.model.multimodal_encoder.builder import read_vision_tower
+    from llava.model.multimodal_encoder.builder import read_vision_tower, tower_class
     from llava.model.multimodal_projector.builder import read_mm_projector
 
     for name in ("model_base", "vision_tower"):
@@ -65,8 +82,10 @@ def read(folder: Path, options: ReadOptions) -> LlavaCausalLM:
             )
     stored = read_json(folder / "config.json")
     where = {part: part_folder(folder, part, stored.get(key)) for part, key in PARTS.items()}
-    model_class = model_class_for(read_json(where["llm"] / "config.json").get("model_type"))
+    model_class = kind_of(where["llm"], model_class_for)
+    kind_of(where["vision_tower"], tower_class)
     config = model_class.config_class.from_dict({k: v for k, v in stored.items() if k != "model_type"})
+    config.tokenization_compat = compat_of(stored)
     llm = read_llm(where["llm"], options)
     tower = read_vision_tower(where["vision_tower"], config, options)
     order = token_order_of(read_json(where["mm_projector"] / "config.json"), stored)
@@ -81,14 +100,16 @@ def read(folder: Path, options: ReadOptions) -> LlavaCausalLM:
 
 def make_plan(folder: Path, options: ReadOptions, fetch: bool = True) -> Plan:
     """What lies in the three folders, for a description; `read` leaves the checks to transformers."""
+    from llava.model.builder import model_class_for
     from llava.model.multimodal_encoder.builder import tower_class
     from llava.model.multimodal_projector.base_projector import MultimodalProjectorConfig
 
     stored = read_json(folder / "config.json")
     plan = Plan(layout="three_folder", folder=folder, config=stored)
     where = {part: part_folder(folder, part, stored.get(key)) for part, key in PARTS.items()}
+    kind_of(where["llm"], model_class_for)
     llm: Any = AutoConfig.from_pretrained(str(where["llm"]))
-    kind = tower_class(read_json(where["vision_tower"] / "config.json").get("model_type"))
+    kind = kind_of(where["vision_tower"], tower_class)
     tower = kind.config_class.from_pretrained(str(where["vision_tower"]))
     projector = MultimodalProjectorConfig.from_pretrained(str(where["mm_projector"]))
     projector.token_order = token_order_of(read_json(where["mm_projector"] / "config.json"), stored)
@@ -118,7 +139,10 @@ def write(
     state_dict: Mapping[str, Tensor] | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
-    """Writes the three folders; state_dict (names of the whole model) replaces the model's weights, as under ZeRO-3."""
+    """Writes the three folders and a model card where none is.
+
+    state_dict (names of the whole model) replaces the model's weights, as under ZeRO-3.
+    """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     model.store_part_settings()
@@ -132,6 +156,7 @@ def write(
     if model.image_processor is not None:
         model.image_processor.save_pretrained(str(root / "vision_tower"))
     model.config.save_pretrained(str(root))
+    write_card(root, own_card(model))
 
 
 def make_generation_config_valid(config: Any) -> None:

@@ -129,7 +129,16 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         max_shard_size: int | str = "5GB",
         **kwargs: Any,
     ) -> None:
-        """Writes llm/ (with the tokenizer), vision_tower/ (with the image processor), mm_projector/ and config.json."""
+        """Writes llm/ (with the tokenizer), vision_tower/ (with the image processor), mm_projector/ and config.json.
+
+        Raises:
+            ValueError: for a model with an adapter beside its weights.
+        """
+        if getattr(self, "peft_config", None):
+            raise ValueError(
+                f"{self.name_or_path or 'the model'} carries an adapter beside its weights, which the three folders "
+                "cannot hold; load it without quantisation, which merges the adapter, and save that"
+            )
         if is_main_process:
             write(self, save_directory, state_dict, max_shard_size)
 

@@ -33,6 +33,8 @@ def build_llm(part: Any, *, attn_implementation: str | None = None, dtype: Any =
 def read_llm(folder: Path | str, options: ReadOptions) -> PreTrainedModel:
     """A language model from a plain folder (or hub id) of transformers: safetensors or .bin, sharded or not."""
     llm_config = AutoConfig.from_pretrained(str(folder), cache_dir=options.cache_dir)
+    # a None would hide from transformers that the folder's weights are quantised already
+    quantized = {} if options.quantization_config is None else {"quantization_config": options.quantization_config}
     return read_part(
         AutoModelForCausalLM.from_pretrained,
         folder,
@@ -41,6 +43,6 @@ def read_llm(folder: Path | str, options: ReadOptions) -> PreTrainedModel:
         device_map=options.device_map,
         max_memory=options.max_memory,
         attn_implementation=implementation_for(options.attn_implementation, llm_config),
-        quantization_config=options.quantization_config,
         cache_dir=options.cache_dir,
+        **quantized,
     )

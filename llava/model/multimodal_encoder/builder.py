@@ -103,14 +103,21 @@ def wrap_vision_tower(
     Raises:
         ValueError: for a config that asks for a form that these towers do not have.
     """
-    for key in ("dynamic_s2", "ps3"):
-        if getattr(config, key, None):
-            raise ValueError(f"config.{key} is set, but {kind.__name__} has no {key} form; expected s2 or one scale")
+    if getattr(config, "ps3", None):
+        raise ValueError(f"config.ps3 is set, but {kind.__name__} has no ps3 form; expected s2, dynamic_s2 or neither")
+    takes_tiles = bool(config.dynamic_s2)
+    if takes_tiles and config.s2:
+        raise ValueError("config.s2 and config.dynamic_s2 are both set, expected one of them; leave the other out")
+    if config.s2 and config.s2_resize_output_to_scale_idx:
+        raise ValueError(
+            f"s2_resize_output_to_scale_idx is {config.s2_resize_output_to_scale_idx}, expected 0 with s2: features "
+            "are averaged down to the smallest scale; leave it out, or use dynamic_s2"
+        )
     side = resolution_of(config, model.config.image_size)
     resized = with_resolution(kind, model, side, config.interpolate_mode)
     scales = scales_of(config, side)
     if image_processor is not None and (scales or resized is not model):
-        fit_processor(image_processor, scales[-1] if scales else side)
+        fit_processor(image_processor, scales[-1] if scales and not takes_tiles else side)
     family = family_of(model.config.model_type)
     normalises = getattr(image_processor, "do_normalize", True)  # else the tower does that itself
     mean = config.image_mean or (normalises and getattr(image_processor, "image_mean", None)) or family.image_mean
@@ -122,5 +129,6 @@ def wrap_vision_tower(
         image_mean=mean,
         image_std=std,
         scales=scales,
+        takes_tiles=takes_tiles,
         image_processor=image_processor,
     )

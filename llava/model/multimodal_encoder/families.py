@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from llava.utils.dynamic_s2 import read_scales
+
 Channels = tuple[float, float, float]
 
 CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
@@ -80,13 +82,13 @@ def scales_of(config: Any, image_size: int) -> tuple[int, ...]:
     Raises:
         ValueError: for scales that do not cut into tiles of the tower's own size.
     """
-    if not getattr(config, "s2", None):
+    asked = next((key for key in ("s2", "dynamic_s2") if getattr(config, key, None)), None)
+    if asked is None:
         return ()
     stored = config.s2_scales
     if not stored:
-        raise ValueError(f"config.s2 is set, but s2_scales is {stored!r}, expected sides such as '336,672,1008'")
-    parts = stored.split(",") if isinstance(stored, str) else stored
-    scales = tuple(sorted(int(part) for part in parts))
+        raise ValueError(f"config.{asked} is set, but s2_scales is {stored!r}, expected sides such as '336,672,1008'")
+    scales = read_scales(stored)
     if scales[0] != image_size or any(scale % image_size for scale in scales):
         raise ValueError(
             f"s2_scales is {stored!r}, expected {image_size} (the side that the tower reads) and multiples of it, "

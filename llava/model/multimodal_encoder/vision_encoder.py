@@ -30,6 +30,7 @@ class VisionTower(nn.Module):
         select_layer: as an index into the hidden states (-2 = before the last layer); later layers are not run.
         select_feature: "patch" drops the class token where there is one, "cls_patch" keeps every token.
         scales: sides of the pictures of several scales (`multi_scale.py`), () = one scale, the model's own.
+        takes_tiles: pictures arrive cut into tiles of the smallest scale (`dynamic_s2`); else the tower cuts them.
         image_processor: transformers' processor of the checkpoint, or None for a tower with fresh weights.
     """
 
@@ -52,6 +53,7 @@ class VisionTower(nn.Module):
         image_mean: Sequence[float] = (0.5, 0.5, 0.5),
         image_std: Sequence[float] = (0.5, 0.5, 0.5),
         scales: Sequence[int] = (),
+        takes_tiles: bool = False,
         image_processor: Any = None,
     ) -> None:
         super().__init__()
@@ -60,11 +62,11 @@ class VisionTower(nn.Module):
         self.select_feature = select_feature or self.default_feature
         if self.select_feature not in ("patch", "cls_patch"):
             raise ValueError(f"mm_vision_select_feature is {self.select_feature!r}, expected 'patch' or 'cls_patch'")
-        self.scales = tuple(scales)
+        self.scales, self.takes_tiles = tuple(scales), takes_tiles
         if self.scales and self.select_feature == "cls_patch" and self.num_prefix_tokens:
             raise ValueError(
-                f"s2 is set and mm_vision_select_feature is 'cls_patch': {self.num_prefix_tokens} class tokens have no "
-                "place in a grid of tiles, expected 'patch'"
+                f"s2_scales are set and mm_vision_select_feature is 'cls_patch': {self.num_prefix_tokens} class tokens "
+                "have no place in a grid of tiles, expected 'patch'"
             )
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.image_processor = image_processor
@@ -80,8 +82,8 @@ class VisionTower(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures that come in: the largest scale."""
-        return self.scales[-1] if self.scales else square_side(self.config.image_size)
+        """Side of the pictures that come in: the largest scale, or a tile."""
+        return self.scales[-1] if self.scales and not self.takes_tiles else square_side(self.config.image_size)
 
     @property
     def grid_side(self) -> int:
@@ -154,8 +156,14 @@ class VisionTower(nn.Module):
         self,
         pixels: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"],
         patch_ids: Int[Tensor, "n p"] | None = None,
+        *,
+        as_tiles: bool = False,
     ) -> Float[Tensor, "n q d"]:
         """Features of the selected layer.
+
+        as_tiles: the pictures are tiles of larger ones (`takes_tiles`), whose scales are merged afterwards; features
+        are then as wide as those of one scale. Else a tower of several scales gives them side by side, the same for
+        each scale where it takes tiles.
 
         Raises:
             ValueError: for pictures of another size, and for patch_ids, which this tower cannot encode apart.
@@ -168,7 +176,11 @@ class VisionTower(nn.Module):
                 f"pictures are {size}, the tower reads {self.image_size}x{self.image_size}; use process_images"
             )
         pixels = self.normalise(pixels)
-        return encode_scales(self.encode, pixels, self.scales) if self.scales else self.encode(pixels)
+        if as_tiles or not self.scales:
+            return self.encode(pixels)
+        if self.takes_tiles:
+            return self.encode(pixels).repeat(1, 1, len(self.scales))
+        return encode_scales(self.encode, pixels, self.scales)
 
     def encode(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n q d"]:
         """Features of normalised pictures of one scale, the model's own."""

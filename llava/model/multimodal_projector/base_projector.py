@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -164,6 +166,17 @@ class MultimodalProjector(PreTrainedModel):
         self.layers = build_layers(kind, before, after, config.token_order or "row")
         self.image_newline = nn.Parameter(torch.empty(after)) if config.image_newline else None
         self.post_init()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights; "identity" has none, and transformers asks before it saves."""
+        return next((weight.dtype for weight in self.parameters()), torch.get_default_dtype())
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Writes settings and weights; "identity" gets a file without any, as a part without a file counts as lost."""
+        super().save_pretrained(save_directory, **kwargs)
+        if not self.state_dict():
+            save_file({}, Path(save_directory) / "model.safetensors", metadata={"format": "pt"})
 
     def _init_weights(self, module: nn.Module) -> None:
         """Fresh layers start as `nn.Linear` does by itself, wider than the usual 0.02: small models learn faster."""

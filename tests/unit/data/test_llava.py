@@ -11,6 +11,7 @@ from llava.data.collate import DataCollator
 from llava.data.dataset_impl import LLaVADataset
 from llava.data.utils import BrokenSampleError
 from llava.utils.anyres import AnyresRule
+from llava.utils.dynamic_s2 import DynamicS2Rule
 from tests.unit.data.toys import SIZE, grey
 
 
@@ -159,3 +160,58 @@ def test_plain_pictures_beside_cut_ones_stay_one_view(make_data, tmp_path):
     rule = anyres()["anyres"]
     assert sum(rule.layout(*size).num_tiles for size in batch["image_sizes"].tolist()) == len(batch["images"])
     assert rule.layout(0, 0).num_tokens == 4
+
+
+def dynamic_s2(output: int = -1) -> dict:
+    """Two scales, the larger one of four to six tiles of 2 x 2 tokens."""
+    rule = DynamicS2Rule(scales=(SIZE, 2 * SIZE), patches=2, max_tiles=6, output=output)
+    return {"aspect_mode": "dynamic_s2", "dynamic_s2": rule}
+
+
+@pytest.fixture
+def scaled(make_data, tmp_path):
+    """One wide picture, the same beside another, text."""
+    Image.new("RGB", (60, 20), (200, 0, 0)).save(tmp_path / "wide.png")
+    one = {"image": "wide.png", "conversations": said("<image>\nWhat is it?")}
+    two = {"image": ["wide.png", "a.png"], "conversations": said("<image>\n<image>\nWhich?")}
+    return lambda **how: make_data(one, two, {"conversations": said("Who?")}, **how)
+
+
+@pytest.mark.parametrize(("output", "tokens"), [(-1, 4 * 4), (0, 4)])
+def test_a_picture_alone_is_cut_at_every_scale_and_keeps_its_one_placeholder(scaled, tokenizer, output, tokens):
+    data = scaled(**dynamic_s2(output))
+    alone, beside, text = data[0], data[1], data[2]
+    slots = alone["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")
+    assert int(slots.sum()) == tokens  # four tiles in a row: three would be nearest to 60 x 20, but four are the fewest
+    assert (len(alone["images"]), alone["image_views"].tolist()) == (1 + 4, [5])
+    assert alone["image_sizes"].tolist() == [[20, 60]]
+    assert text_of(beside, tokenizer).count("[p]") == len(beside["images"]) == 2
+    assert "image_sizes" not in beside and "images" not in text
+    assert data.modality == ["image", "image", "text"]
+    longest = {-1: 6, 0: 1}[output]
+    assert [data.num_pictures(index) for index in range(3)] == [longest, 2, 0]
+    assert all(n >= 0.95 * len(data[index]["input_ids"]) for index, n in enumerate(data.lengths))
+
+
+def test_cut_and_uncut_pictures_share_padded_and_packed_rows(scaled, tokenizer):
+    samples = [scaled(**dynamic_s2())[index] for index in (1, 0, 2)]
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    for mode in ("pad", "pack"):
+        batch = DataCollator(pad_token_id=0, max_length=512, mode=mode, image_token_id=image_id)(samples)
+        assert batch["image_sizes"].tolist() == [[0, 0], [0, 0], [20, 60]]
+        layouts = [dynamic_s2()["dynamic_s2"].layout(*size) for size in batch["image_sizes"].tolist()]
+        assert sum(layout.num_tiles for layout in layouts) == len(batch["images"])
+        assert sum(layout.num_tokens for layout in layouts) == int((batch["input_ids"] == image_id).sum())
+
+
+def test_a_cut_picture_that_does_not_fit_is_dropped_whole(scaled, tokenizer):
+    sample = scaled(**dynamic_s2())[0]
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    first = int((sample["input_ids"] == image_id).nonzero()[0, 0])
+    collator = DataCollator(pad_token_id=0, max_length=first + 10, image_token_id=image_id)
+    batch = collator([sample])
+    assert batch["input_ids"].shape[1] == first
+    assert "images" not in batch and batch["image_sizes"].shape == (0, 2)
+    assert collator.statistics.dropped_pictures == 1
+    with pytest.raises(ValueError, match=r"give DataCollator\(image_token_id="):
+        DataCollator(pad_token_id=0, max_length=first + 10)([sample])

@@ -56,6 +56,17 @@ def test_tokens_per_picture_of_published_models(size: int, patch: int, projector
     assert spec.image_size == size
 
 
+def test_tokens_of_a_picture_that_nvila_cuts():
+    tower = {"model_type": "siglip_vision_model", "image_size": 448, "patch_size": 14}
+    stored = {"image_aspect_ratio": "dynamic_s2", "dynamic_s2": True, "s2_scales": "448,896,1344", "max_tiles": 12}
+    projector = {"mm_projector_type": "mlp_downsample_3x3_fix"}
+    config = LlavaConfig(vision_tower_cfg=tower, mm_projector_cfg=projector, **stored, s2_resize_output_to_scale_idx=-1)
+    spec = config.visual_spec()
+    assert (spec.image_size, spec.tokens_per_image) == (448, 121)
+    wide = spec.view_rule.layout(600, 1600)  # 1, 4 and 2 x 5 tiles
+    assert (wide.grids[-1], wide.num_tiles, wide.num_tokens) == ((2, 5), 15, 1210)
+
+
 def test_clip_brings_its_own_statistics_and_crop():
     spec = LlavaConfig(
         vision_tower_cfg={"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},

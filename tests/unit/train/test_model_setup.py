@@ -60,6 +60,14 @@ def test_a_new_tower_may_look_at_several_scales_and_another_size(tmp_path):
         prepare_model(from_saved, checkpoint=None, corpus=list)
     again = prepare_model(parse_args([*OUT, *start, *scales]), checkpoint=tmp_path / "saved", corpus=list).model
     assert again.visual_spec.image_size == 56
+    cut = ["--dynamic_s2", "True", "--image_aspect_ratio", "dynamic_s2", *scales[2:], "--max_tiles", "6"]
+    cut += ["--s2_resize_output_to_scale_idx", "-1"]
+    tiled = prepare_model(parse_args([*OUT, *start, *cut]), checkpoint=None, corpus=list).model
+    assert (tiled.visual_spec.image_size, tiled.vision_tower.hidden_size) == (28, 2 * 16)
+    assert tiled.visual_spec.dynamic_s2.layout(28, 100).num_tiles == 1 + 4
+    tiled.save_pretrained(tmp_path / "tiled")
+    repeated = parse_args([*OUT, "--model_name_or_path", str(tmp_path / "tiled"), *cut])  # as published scripts do
+    assert prepare_model(repeated, checkpoint=None, corpus=list).model.visual_spec == tiled.visual_spec
 
 
 def test_defaults_never_overwrite_what_a_checkpoint_stores_but_flags_do():

@@ -84,8 +84,8 @@ def test_a_flag_that_cannot_have_an_effect_says_so(caplog):
 
 
 def test_a_flag_whose_job_is_not_built_is_an_error_not_a_silent_full_fine_tune():
-    with pytest.raises(ValueError, match="--lora_enable True is not available"):
-        parse_args([*OUT, "--lora_enable", "True"])
+    with pytest.raises(ValueError, match="--num_time_tokens 8 is not available"):
+        parse_args([*OUT, "--num_time_tokens", "8"])
     parse_args([*OUT, "--lora_enable", "False", "--bits", "16"])
 
 
@@ -98,3 +98,21 @@ def test_reporters_are_a_list_and_auto_means_tensorboard_where_it_is_installed()
     assert parse_args(OUT).training.report_to == []
     assert set(parse_args(["--output_dir", "out"]).training.report_to) <= {"tensorboard"}
     assert parse_args(["--output_dir", "o", "--report_to", "wandb,trackio"]).training.report_to == ["wandb", "trackio"]
+
+
+NVILA = "--dynamic_s2 True --image_aspect_ratio dynamic_s2 --s2_scales 28,56 --max_tiles 6".split()
+
+
+def test_flags_of_tiles_that_nothing_reads_are_answered(caplog):
+    with caplog.at_level(logging.WARNING):
+        args = parse_args([*OUT, *NVILA, "--s2_resize_output_to_scale_idx", "-1"])
+    assert caplog.text == ""
+    assert (args.model.dynamic_s2, args.model.s2_resize_output_to_scale_idx) == (True, -1)
+    with caplog.at_level(logging.WARNING):
+        parse_args([*OUT, "--max_tiles", "6", "--s2_scales", "28,56"])
+        parse_args([*OUT, *NVILA, "--min_tiles", "2"])
+        parse_args([*OUT, "--dynamic_s2", "True"])
+    assert "--max_tiles has no effect without --image_aspect_ratio dynamic or dynamic_s2" in caplog.text
+    assert "--s2_scales has no effect without --s2 True or --dynamic_s2 True" in caplog.text
+    assert "--min_tiles has no effect without --image_aspect_ratio dynamic" in caplog.text
+    assert "every picture stays one tile" in caplog.text

@@ -13,13 +13,13 @@ IMAGE_TOKEN = 31
 VOCABULARY = 32
 
 
-def toy_model(seed: int = 0):
+def toy_model(seed: int = 0, width: int = 16):
     """Llama of width 16 behind an 8 px tower; one picture takes 4 tokens."""
     torch.manual_seed(seed)
     return build_model(
         {
             "llm_cfg": {
-                "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32,
+                "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": width, "intermediate_size": 2 * width,
                 "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 256,
             },
             "vision_tower_cfg": {
@@ -35,8 +35,8 @@ def toy_model(seed: int = 0):
 class ToyData(Dataset[Sample]):
     """Sample i: one random picture (4 slots), then 4 to 12 random tokens of which the second half is trained."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, image_token: int = IMAGE_TOKEN) -> None:
+        self.size, self.image_token = size, image_token
         self.lengths = [len(self[i]["input_ids"]) for i in range(size)]
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class ToyData(Dataset[Sample]):
             raise IndexError(index)
         random = torch.Generator().manual_seed(index)
         text = torch.randint(0, IMAGE_TOKEN, (4 + index % 9,), generator=random)
-        ids = torch.cat([torch.full((4,), IMAGE_TOKEN), text])
+        ids = torch.cat([torch.full((4,), self.image_token), text])
         labels = torch.cat([torch.full((4,), IGNORE_INDEX), text])
         labels[: 4 + len(text) // 2] = IGNORE_INDEX
         picture = torch.randint(0, 256, (1, 3, 16, 16), generator=random, dtype=torch.uint8)

@@ -220,7 +220,7 @@ def test_llava_next_is_read_with_its_newline(tmp_path: Path, capsys: pytest.Capt
     assert ours.config.image_aspect_ratio == "anyres"
     assert main(["inspect", str(tmp_path)]) == 0
     report = capsys.readouterr().out
-    assert "pictures  anyres" in report
+    assert "pictures   anyres" in report
     assert "missing: none" in report
 
 

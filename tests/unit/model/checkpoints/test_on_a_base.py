@@ -13,6 +13,7 @@ from torch import Tensor
 
 import llava
 from llava.model.checkpoints.lora import with_adapter
+from llava.utils.merge_lora_weights_and_save_hf_model import main as merge_command
 from tests.numerics.models import worst
 from tests.unit.model.checkpoints.folders import (
     edit_json,
@@ -198,3 +199,57 @@ def test_other_weights_of_the_adapter_folder_must_fit_the_base(model: Any, tmp_p
     torch.save({"base_model.model.model.mm_projector.9.weight": torch.zeros(2)}, folder / "non_lora_trainables.bin")
     with pytest.raises(ValueError, match=r"non_lora_trainables.bin: the base has no weight for .*mm_projector.9"):
         llava.load(folder, model_base=str(write_original(model, tmp_path)))
+
+
+@pytest.mark.parametrize("method", ["saved", "biases"])
+def test_whole_weights_in_the_adapter_file_are_read_too(tmp_path: Path, method: str):
+    """What `modules_to_save` and `bias` of peft put there."""
+    model = model_of(llm="qwen2")
+    model.save_pretrained(tmp_path / "base")
+    settings = {"modules_to_save": ["lm_head"]} if method == "saved" else {"bias": "all"}
+    adapted = random_adapter(model.llm, **settings)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "modules_to_save" in name or ("lora_" not in name and weight.requires_grad):
+                weight.add_(0.3)
+    adapted.save_pretrained(tmp_path / "lora")
+    found = llava.load(tmp_path / "lora", model_base=str(tmp_path / "base"))
+    assert worst(logits_of(found), logits_of(model)) <= MERGED
+    changed = "lm_head.weight" if method == "saved" else "model.layers.0.self_attn.q_proj.bias"
+    before = llava.load(tmp_path / "base").llm.state_dict()[changed]
+    assert torch.allclose(found.llm.state_dict()[changed], before + 0.3, atol=1e-6)
+
+
+def test_a_whole_weight_of_another_shape_is_refused(model: Any, tmp_path: Path):
+    folder, _ = write_adapter(tmp_path, projector=model)
+    state = load_file(folder / "adapter_model.safetensors")
+    table = {"base_model.model.model.embed_tokens.weight": torch.zeros(99, 32)}
+    save_file({**state, **table}, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"embed_tokens.weight has shape \[99, 32\], the base has"):
+        llava.load(folder, model_base=str(write_original(model, tmp_path)))
+
+
+def test_the_base_that_the_adapter_names_is_taken_where_it_is_here(model: Any, tmp_path: Path):
+    folder, unmerged = write_adapter(tmp_path / "run", projector=model)
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(write_original(model, tmp_path)))
+    assert worst(logits_of(llava.load(folder)), logits_of(unmerged)) <= MERGED
+    edit_json(folder / "adapter_config.json", base_model_name_or_path="/train/runs/lora/adapter_base")
+    model.save_pretrained(tmp_path / "run" / "adapter_base")  # beside a checkpoint of a run that was moved
+    assert worst(logits_of(llava.load(folder)), logits_of(unmerged)) <= MERGED
+
+
+def test_the_command_writes_a_merged_model_in_either_layout(model: Any, tmp_path: Path, capsys: Any):
+    folder, unmerged = write_adapter(tmp_path, projector=model)
+    base = str(tmp_path / "whole")
+    model.save_pretrained(base)
+    words = ["--model-path", str(folder), "--model-base", base]
+    assert merge_command([*words, "--save-model-path", str(tmp_path / "ours")]) == 0
+    assert merge_command([*words, "--save-model-path", str(tmp_path / "hf"), "--layout", "llava-hf"]) == 0
+    for name in ("ours", "hf"):
+        assert worst(logits_of(llava.load(tmp_path / name)), logits_of(unmerged)) <= MERGED
+    assert (tmp_path / "ours" / "llm").is_dir() and not (tmp_path / "hf" / "llm").exists()
+    capsys.readouterr()
+    assert merge_command([*words, "--save-model-path", str(tmp_path / "ours")]) == 2
+    assert "is not empty; choose another --save-model-path" in capsys.readouterr().err
+    assert merge_command(["--model-path", base, "--save-model-path", str(tmp_path / "twice")]) == 2
+    assert "has no adapter to merge" in capsys.readouterr().err
