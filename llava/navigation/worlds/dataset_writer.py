@@ -221,7 +221,7 @@ class _Writer:
         return summary
 
     def _blocks(self, progress: Progress) -> Iterator[tuple[Demonstrations, list[CameraProfile]]]:
-        """Walks of blocks of episodes. The episode files get the clean oracle's way, the pictures the noisy one."""
+        """Walks of blocks of episodes. The episode files get the clean oracle's way, the pictures the disturbed one."""
         options, total = self.options, self.options.num_episodes
         for begin in range(0, total, WALK_BLOCK):
             count = min(WALK_BLOCK, total - begin)
@@ -231,9 +231,10 @@ class _Writer:
             if not clean.stopped.all():
                 logger.warning("%d of %d oracle walks ran out of steps", int((~clean.stopped).sum()), count)
             self.episodes += episodes_of(clean, cameras, first_id=begin)
-            astray = self.pictures and (options.noise or options.detours)
-            led = {"noise": options.noise, "detours": options.detours}
-            yield (walk(tasks, cameras, **led) if astray else clean), cameras
+            walks = clean
+            if self.pictures and (options.noise or options.detours):
+                walks = walk(tasks, cameras, noise=options.noise, detours=options.detours)
+            yield walks, cameras
             progress(begin + count, total)
 
     def _cameras(self, seeds: np.ndarray) -> list[CameraProfile]:

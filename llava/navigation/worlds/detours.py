@@ -44,7 +44,7 @@ class Detours:
             step = 1 + pick_integers(draw[chosen, 3], others)
             goal = (houses.goal_object[chosen] + step) % houses.num_objects[chosen]
             astray = plan_tasks(replace(houses.select(chosen), goal_object=goal))
-            cameras = camera if isinstance(camera, CameraProfile) else [camera[i] for i in chosen]
+            cameras = camera if isinstance(camera, CameraProfile) else [camera[i] for i in chosen.tolist()]
             self.expert = Expert(astray, cameras, scan=False)
 
     def lead(
