@@ -292,6 +292,7 @@ TEMPLATES.register("v1_mmtag")(_two(_TAGGED, "v1_mmtag"))
 TEMPLATES.register("llama_2")(_inst(SeparatorStyle.LLAMA_2, _SAFE, "<s>", "llama_v2"))
 TEMPLATES.register("llava_llama_2")(_inst(SeparatorStyle.LLAMA_2, _HELPFUL, "<s>", "llama_v2"))
 TEMPLATES.register("mistral")(_inst(SeparatorStyle.MISTRAL, "", "", "mistral"))
+TEMPLATES.register("mistral_instruct")(_inst(SeparatorStyle.LLAMA_2, "", "", "llama_v2"))
 TEMPLATES.register("mpt")(
     _chatml(
         "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers.",
@@ -299,6 +300,7 @@ TEMPLATES.register("mpt")(
     )
 )
 TEMPLATES.register("hermes-2")(_chatml("Answer the questions.", "hermes-2"))
+TEMPLATES.register("chatml_direct", "mistral_direct")(_chatml("Answer the questions.", "mpt"))
 TEMPLATES.register("plain", "v0_plain")(Conversation(style=SeparatorStyle.PLAIN))
 TEMPLATES.register("llama_3")(
     Conversation(

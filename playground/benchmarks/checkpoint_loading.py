@@ -2,7 +2,8 @@
 
 What: a Llama + CLIP model of random bfloat16 weights is written twice with the same numbers, in our three folders and
 as llava-hf, both in shards. Each is loaded in fresh processes, taking turns with transformers' own class on the
-llava-hf folder. Files are in the page cache for all (a first round is not counted).
+llava-hf folder. Files are in the page cache for all: a folder is read once before each process (a system that takes
+pages back would else punish the folder that was read longest ago), and a first round is not counted.
 Memory: RssAnon of /proc/self/status (the process's own pages; clean pages of mapped files, which the system may drop,
 are not in it), sampled every 2 ms until the logits are there, less what was there before; the modules that are imported
 meanwhile, about 0.15 GB, count. VmHWM is the peak with file pages.
@@ -198,7 +199,16 @@ class _Peak:
 # ---- rounds ----
 
 
+def _read_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                while file.read(2**24):
+                    pass
+
+
 def spawn(case: str, root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    _read_all(root / CASES[case])
     command = [sys.executable, "-m", "playground.benchmarks.checkpoint_loading", "--child", case]
     command += ["--folder", str(root / CASES[case]), "--load-dtype", arguments.load_dtype]
     threads = {"OMP_NUM_THREADS": str(arguments.threads)}

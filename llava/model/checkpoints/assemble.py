@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig
 
 from llava.model.attention import implementation_for
-from llava.model.checkpoints import ReadOptions
+from llava.model.checkpoints import ReadOptions, intern_vit
 from llava.model.checkpoints.keys import read_part
 from llava.model.checkpoints.plan import Plan, compare_part, llm_class, shapes_of, unused_in_tower
-from llava.model.checkpoints.stored import common_dtype, open_tensors
+from llava.model.checkpoints.stored import common_dtype, open_tensors, read_json
 
 if TYPE_CHECKING:
     from llava.model.configuration_llava import LlavaConfig
@@ -105,19 +105,31 @@ def _read_tower(plan: Plan, config: LlavaConfig, options: ReadOptions) -> Any:
     if not part.tensors:
         return read_vision_tower(str(part.source), config, options)
     kind = tower_class(getattr(part.config, "model_type", None))
-    lacking = tuple(key.removeprefix("vision_tower.") for key in plan.explained if key.startswith("vision_tower."))
-    model = _from_tensors(
-        kind.model_class, plan, "vision_tower", options, accepted_missing=lacking, attn_implementation="sdpa"
-    )
+    model = read_tower_model(plan, options)
     return wrap_vision_tower(kind, model, config, read_image_processor(part.source or plan.folder, options))
 
 
+def read_tower_model(plan: Plan, options: ReadOptions) -> Any:
+    """transformers' model of the tower whose weights a plan holds."""
+    from llava.model.multimodal_encoder.builder import tower_class
+
+    kind = tower_class(getattr(plan.parts["vision_tower"].config, "model_type", None))
+    lacking = tuple(key.removeprefix("vision_tower.") for key in plan.explained if key.startswith("vision_tower."))
+    return _from_tensors(
+        kind.model_class, plan, "vision_tower", options, accepted_missing=lacking, attn_implementation="sdpa"
+    )
+
+
 def read_image_processor(source: Path | str, options: ReadOptions) -> Any:
-    """transformers' processor of a folder or hub id; None where a folder has none."""
+    """transformers' processor of a folder or hub id; None where a folder has none of transformers."""
     folder = Path(source)
-    if folder.is_dir() and not any((folder / name).is_file() for name in PROCESSOR_FILES):
+    if folder.is_dir() and not any(_is_processor(folder / name) for name in PROCESSOR_FILES):
         return None
     return AutoImageProcessor.from_pretrained(str(source), cache_dir=options.cache_dir)
+
+
+def _is_processor(file: Path) -> bool:
+    return file.is_file() and not intern_vit.is_own_processor(read_json(file))
 
 
 def _read_projector(plan: Plan, options: ReadOptions) -> Any:
@@ -128,19 +140,31 @@ def _read_projector(plan: Plan, options: ReadOptions) -> Any:
 
 def compare_vision(plan: Plan) -> None:
     """Checks the tower (as far as the checkpoint holds one) and the projector."""
-    from llava.model.multimodal_encoder.builder import tower_class
     from llava.model.multimodal_projector.base_projector import MultimodalProjector
 
     tower, projector = plan.parts["vision_tower"], plan.parts["mm_projector"]
     if tower.config is not None and (tower.tensors or tower.source is None):
-        _compare_tower(plan, tower_class(tower.config.model_type), tower.config)
+        compare_tower(plan)
     if projector.config is not None:
         settings: Any = projector.config
         plan.compare("mm_projector", shapes_of(lambda: MultimodalProjector(settings)))
 
 
-def _compare_tower(plan: Plan, kind: Any, config: Any) -> None:
+def compare_tower(plan: Plan) -> None:
+    """Checks the tower; what no selected feature passes through need not be stored."""
+    from llava.model.multimodal_encoder.builder import tower_class
+
+    part = plan.parts["vision_tower"]
+    config: Any = part.config
+    kind = tower_class(config.model_type)
     layer = plan.config.get("mm_vision_select_layer")
     layer = kind.default_layer if layer is None else layer
     layers_run = layer if layer >= 0 else config.num_hidden_layers + 1 + layer
-    compare_part(plan, "vision_tower", kind.model_class, lambda name: unused_in_tower(name, kind, layers_run))
+
+    def explain(name: str) -> str | None:
+        return unused_in_tower(name, kind, layers_run)
+
+    if intern_vit.has_own_names(config, part.tensors):
+        intern_vit.compare_own_names(plan, shapes_of(lambda: kind.model_class(config)), explain)
+    else:
+        compare_part(plan, "vision_tower", kind.model_class, explain)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONFIGS = {"llava": HFLlavaConfig, "llava_next": LlavaNextConfig, "llava_onevision": LlavaOnevisionConfig}
 FEATURES = {"default": "patch", "full": "cls_patch"}
-VERSIONS = {"llama": "v1"}
+VERSIONS = {"llama": "v1", "mistral": "mistral_instruct"}
 """Template of the published weights per language model; where none is known the caller sets `config.version`."""
 
 

@@ -21,6 +21,7 @@ _LLAVA_HF = (
     (r"(?:language_model\.)?(lm_head\..+)", "llm", r"\1"),
     (r"(?:language_model\.model|model\.language_model|language_model)\.(.+)", "llm", r"model.\1"),
 )
+_TOWER = ((r"(?:(?:model\.)?vision_tower\.)*(?:vision_model\.)?(.+)", "vision_tower", r"\1"),)
 _BUFFERS = {
     "rotary_emb.inv_freq": "computed from the config",
     "embeddings.position_ids": "counted, not trained",
@@ -36,6 +37,11 @@ def locate_original(name: str) -> Place | None:
 def locate_llava_hf(name: str) -> Place | None:
     """transformers' LLaVA: legacy (`language_model.model.`), 4.52 (`model.language_model.`), 5 (no `vision_model.`)."""
     return _locate(name, _LLAVA_HF)
+
+
+def locate_tower(name: str) -> Place | None:
+    """A folder of a vision tower alone, as it is or under the names that it has inside of a model."""
+    return _locate(name, _TOWER)
 
 
 def _locate(name: str, table: tuple[tuple[str, str, str], ...]) -> Place | None:

@@ -35,7 +35,7 @@ class Family:
 
 FAMILIES: Registry[Family] = Registry("model_type of an original LLaVA checkpoint")
 FAMILIES.register("llava", "llava_llama")(Family(llm="llama", version="v1"))
-FAMILIES.register("llava_mistral")(Family(llm="mistral"))
+FAMILIES.register("llava_mistral")(Family(llm="mistral", version="mistral_instruct"))
 FAMILIES.register("llava_mixtral")(Family(llm="mixtral"))
 FAMILIES.register("llava_phi3")(Family(llm="phi3"))
 FAMILIES.register("llava_qwen")(Family(llm="qwen2"))

@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class StoredTensor:
 
     Attributes:
         plus: tensor of a base that is added when this one, a difference, is read; dtype is then the type of the sum.
+        rows: the first row that is read and the first behind them (`rows_of`), None = all; shape is what is read.
     """
 
     file: Path
@@ -38,6 +39,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     plus: StoredTensor | None = None
+    rows: tuple[int, int] | None = None
 
     @property
     def num_elements(self) -> int:
@@ -46,6 +48,24 @@ class StoredTensor:
     @property
     def num_bytes(self) -> int:
         return self.num_elements * self.dtype.itemsize
+
+
+def rows_of(stored: StoredTensor, start: int, stop: int) -> StoredTensor:
+    """Some rows of a stored tensor as a tensor of its own; the others are not read with it."""
+    assert stored.rows is None and 0 <= start < stop <= stored.shape[0], (stored, start, stop)
+    base = None if stored.plus is None else rows_of(stored.plus, start, stop)
+    return replace(stored, shape=(stop - start, *stored.shape[1:]), rows=(start, stop), plus=base)
+
+
+class Rows:
+    """Rows of a slice of a file, read when it is indexed with `...`, as transformers' loader indexes such a slice."""
+
+    def __init__(self, whole: Any, start: int, stop: int) -> None:
+        self.whole, self.start, self.stop = whole, start, stop
+
+    def __getitem__(self, index: Any) -> Tensor:
+        assert index is ..., f"rows are read together, found index {index}"
+        return self.whole[self.start : self.stop]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -203,14 +223,18 @@ def open_tensors(wanted: Mapping[str, StoredTensor]) -> dict[str, Any]:
 def _open(wanted: Mapping[str, StoredTensor]) -> dict[str, Any]:
     opened: dict[str, Any] = {}
     for file in sorted({stored.file for stored in wanted.values()}):
-        here = {name: stored.name for name, stored in wanted.items() if stored.file == file}
+        here = {name: stored for name, stored in wanted.items() if stored.file == file}
         if file.suffix == ".safetensors":
             handle = safe_open(file, framework="pt")
-            opened |= {name: handle.get_slice(stored) for name, stored in here.items()}
+            opened |= {name: _part(handle.get_slice(stored.name), stored) for name, stored in here.items()}
         else:
             state = _load_bin(file, "cpu")
-            opened |= {name: state[stored] for name, stored in here.items()}
+            opened |= {name: _part(state[stored.name], stored) for name, stored in here.items()}
     return opened
+
+
+def _part(whole: Any, stored: StoredTensor) -> Any:
+    return whole if stored.rows is None else Rows(whole, *stored.rows)
 
 
 def common_dtype(stored: Iterable[StoredTensor]) -> torch.dtype:

@@ -11,7 +11,8 @@ from transformers import AutoConfig
 
 from llava.model.checkpoints import ReadOptions, find_layout, require_layout, resolve_folder
 from llava.model.checkpoints.plan import Part, Plan, compare_llm, sizes
-from llava.model.checkpoints.stored import folder_headers, has_weights, read_config
+from llava.model.checkpoints.stored import StoredTensor, folder_headers, has_weights, read_config
+from llava.model.checkpoints.tower_folder import plan_tower
 from llava.model.multimodal_encoder.families import family_of
 
 WIDTH = 80
@@ -20,7 +21,7 @@ ROWS = 6
 
 
 def plan_checkpoint(path: str | Path, options: ReadOptions | None = None) -> Plan:
-    """The plan of a folder of any layout, or of a plain language model; reads headers only and downloads nothing.
+    """The plan of a folder of any layout, or of a plain language model or tower; reads headers, downloads nothing.
 
     Raises:
         FileNotFoundError: no such folder here.
@@ -30,11 +31,15 @@ def plan_checkpoint(path: str | Path, options: ReadOptions | None = None) -> Pla
         raise FileNotFoundError(f"no checkpoint at {path}; an inspection downloads nothing: give an existing folder")
     folder = resolve_folder(path)
     if find_layout(folder) is None and "model_type" in read_config(folder) and has_weights(folder):
-        return _language_model(folder)
+        return _one_part(folder)
     return require_layout(folder).plan(folder, options, False)
 
 
-def _language_model(folder: Path) -> Plan:
+def _one_part(folder: Path) -> Plan:
+    from llava.model.multimodal_encoder.builder import VISION_TOWERS
+
+    if read_config(folder)["model_type"] in VISION_TOWERS:
+        return plan_tower(folder)
     part = Part(config=AutoConfig.from_pretrained(str(folder)), tensors=folder_headers(folder))
     plan = Plan(layout="language model without vision", folder=folder, parts={"llm": part})
     compare_llm(plan)
@@ -52,8 +57,8 @@ def describe(plan: Plan) -> str:
 
 
 def _facts(plan: Plan) -> list[str]:
-    """What the config says of the whole model; nothing for a language model without vision."""
-    if set(plan.parts) == {"llm"}:
+    """What the config says of the whole model; nothing for a part alone."""
+    if len(plan.parts) == 1:
         return []
     projector: Any = getattr(plan.parts.get("mm_projector"), "config", None)
     kind = getattr(projector, "mm_projector_type", None) or plan.config.get("mm_projector_type")
@@ -77,7 +82,7 @@ def _table(plan: Plan) -> list[str]:
     head = ["part", "kind", "tensors", "parameters", "size", "type", "files"]
     rows = [_row(name, part) for name, part in plan.parts.items()]
     stored = [tensor for part in plan.parts.values() for tensor in part.tensors.values()]
-    rows.append(["total", "", str(len(stored)), f"{sizes(stored)[0]:,}", _bytes(sizes(stored)[1]), "", ""])
+    rows.append(["total", "", str(_count(stored)), f"{sizes(stored)[0]:,}", _bytes(sizes(stored)[1]), "", ""])
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in [head, *rows]]  # fmt: skip
@@ -91,7 +96,12 @@ def _row(name: str, part: Part) -> list[str]:
     types = {tensor.dtype for tensor in part.tensors.values()}
     main = "mixed" if len(types) > 1 else str(next(iter(types))).removeprefix("torch.")
     files = {tensor.file for tensor in part.tensors.values()}
-    return [name, kind, str(len(part.tensors)), f"{parameters:,}", _bytes(size), main, str(len(files))]
+    return [name, kind, str(_count(part.tensors.values())), f"{parameters:,}", _bytes(size), main, str(len(files))]
+
+
+def _count(tensors: Iterable[StoredTensor]) -> int:
+    """Tensors in the files; one may hold several weights."""
+    return len({(tensor.file, tensor.name) for tensor in tensors})
 
 
 def _bytes(number: int) -> str:

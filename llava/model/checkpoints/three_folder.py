@@ -5,7 +5,6 @@ What a config stores as `_name_or_path` is a path of the machine that wrote it a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions
 from llava.model.checkpoints.assemble import compare_vision, read_tokenizer
 from llava.model.checkpoints.card import own_card, write_card
 from llava.model.checkpoints.keys import require_part
-from llava.model.checkpoints.names import explain_buffer
+from llava.model.checkpoints.names import explain_buffer, locate_tower
 from llava.model.checkpoints.plan import Part, Plan, compare_llm
 from llava.model.checkpoints.stored import folder_headers, read_json
 from llava.model.configuration_llava import ROW_ORDER_KEYS
@@ -101,7 +100,7 @@ def read(folder: Path, options: ReadOptions) -> LlavaCausalLM:
 def make_plan(folder: Path, options: ReadOptions, fetch: bool = True) -> Plan:
     """What lies in the three folders, for a description; `read` leaves the checks to transformers."""
     from llava.model.builder import model_class_for
-    from llava.model.multimodal_encoder.builder import tower_class
+    from llava.model.multimodal_encoder.builder import read_tower_config, tower_class
     from llava.model.multimodal_projector.base_projector import MultimodalProjectorConfig
 
     stored = read_json(folder / "config.json")
@@ -109,28 +108,22 @@ def make_plan(folder: Path, options: ReadOptions, fetch: bool = True) -> Plan:
     where = {part: part_folder(folder, part, stored.get(key)) for part, key in PARTS.items()}
     kind_of(where["llm"], model_class_for)
     llm: Any = AutoConfig.from_pretrained(str(where["llm"]))
-    kind = kind_of(where["vision_tower"], tower_class)
-    tower = kind.config_class.from_pretrained(str(where["vision_tower"]))
+    kind_of(where["vision_tower"], tower_class)
+    tower: Any = read_tower_config(where["vision_tower"])
     projector = MultimodalProjectorConfig.from_pretrained(str(where["mm_projector"]))
     projector.token_order = token_order_of(read_json(where["mm_projector"] / "config.json"), stored)
     projector.mm_hidden_size = stored.get("mm_hidden_size") or tower.hidden_size  # a multiple with several scales
     projector.hidden_size = llm.hidden_size
     for part, config in zip(PARTS, (llm, tower, projector), strict=True):
         plan.parts[part] = Part(config=config)
-        inside = rf"(?:{part}\.)?(?:vision_model\.)?(.+)" if part == "vision_tower" else r"(.+)"
         plan.distribute(
             folder_headers(where[part]),
-            lambda name, part=part, inside=inside: (part, name_in(inside, name)),
+            lambda name, part=part: locate_tower(name) if part == "vision_tower" else (part, name),
             lambda name, part=part: explain_buffer(f"{part}.{name}"),
         )
     compare_llm(plan)
     compare_vision(plan)
     return plan
-
-
-def name_in(pattern: str, name: str) -> str:
-    match = re.fullmatch(pattern, name)
-    return name if match is None else match[1]
 
 
 def write(

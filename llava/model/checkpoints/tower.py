@@ -49,7 +49,7 @@ def _source(folder: Path, named: Any, given: str | None) -> str | None:
 
 
 def _settings_of(source: str, options: ReadOptions, *, local_files_only: bool) -> PreTrainedConfig | None:
-    from llava.model.multimodal_encoder.builder import tower_class
+    from llava.model.multimodal_encoder.builder import read_tower_config
 
     how: dict[str, Any] = {"cache_dir": options.cache_dir, "local_files_only": local_files_only}
     try:
@@ -58,4 +58,4 @@ def _settings_of(source: str, options: ReadOptions, *, local_files_only: bool) -
         return None
     if not stored.get("model_type"):
         return None
-    return tower_class(stored["model_type"]).config_class.from_pretrained(source, **how)
+    return read_tower_config(source, **how)

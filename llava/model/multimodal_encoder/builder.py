@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor
 from transformers.configuration_utils import PreTrainedConfig
 
-from llava.model.checkpoints import ReadOptions
+from llava.model.checkpoints import ReadOptions, intern_vit, resolve_folder
+from llava.model.checkpoints.assemble import read_image_processor, read_tower_model
 from llava.model.checkpoints.keys import read_part
+from llava.model.checkpoints.tower_folder import plan_tower
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.multimodal_encoder.clip_encoder import ClipVisionTower
 from llava.model.multimodal_encoder.dinov2_encoder import Dinov2VisionTower, Dinov2WithRegistersVisionTower
@@ -30,7 +31,7 @@ VISION_TOWERS.register("clip_vision_model", "clip")(ClipVisionTower)
 VISION_TOWERS.register("siglip_stem")(SiglipStemVisionTower)
 VISION_TOWERS.register("dinov2")(Dinov2VisionTower)
 VISION_TOWERS.register("dinov2_with_registers")(Dinov2WithRegistersVisionTower)
-VISION_TOWERS.register("internvl_vision")(InternVisionTower)
+VISION_TOWERS.register("internvl_vision", intern_vit.MODEL_TYPE)(InternVisionTower)
 VISION_TOWERS.register("radio")(RadioVisionTower)
 
 _NAFLEX = (
@@ -42,8 +43,6 @@ REFUSED = {
     "siglip2": _NAFLEX,
     "siglip2_vision_model": _NAFLEX,
     "internvl": f"a whole InternVL; take its tower: {_SAVE_TOWER}",
-    "intern_vit_6b": "the layout of InternViT's own remote code, which is not run; take the tower of a checkpoint in "
-    f"transformers' layout such as OpenGVLab/InternVL3-1B-hf: {_SAVE_TOWER}",
 }
 """model_type -> why it is no tower of ours, and what to do."""
 
@@ -65,7 +64,10 @@ def build_vision_tower(part: Any, config: LlavaConfig, dtype: Any = None) -> Vis
     if isinstance(part, str | Path):
         return read_vision_tower(part, config, ReadOptions(dtype=dtype or "auto"))
     settings = part.to_dict() if isinstance(part, PreTrainedConfig) else dict(part)
-    kind = tower_class(settings.pop("model_type", None))
+    model_type = settings.pop("model_type", None)
+    kind = tower_class(model_type)
+    if model_type == intern_vit.MODEL_TYPE:
+        settings = intern_vit.settings_of(settings, "vision_tower_cfg")
     vision_config = kind.config_class(**settings)
     given = {} if dtype is None else {"dtype": dtype}
     model = kind.model_class._from_config(vision_config, attn_implementation="sdpa", **given)
@@ -73,26 +75,34 @@ def build_vision_tower(part: Any, config: LlavaConfig, dtype: Any = None) -> Vis
 
 
 def read_vision_tower(folder: Path | str, config: LlavaConfig, options: ReadOptions) -> VisionTower:
-    """A tower from a plain folder (or hub id) of transformers; of a two-sided model the vision half is taken."""
+    """A tower from a plain folder (or hub id); of a two-sided model the vision half is taken."""
     stored, _ = PreTrainedConfig.get_config_dict(str(folder), cache_dir=options.cache_dir)
     kind = tower_class(stored.get("model_type"))
-    model = read_part(
-        kind.model_class.from_pretrained,
-        folder,
-        "vision tower",
-        _OTHER_HALF,
-        dtype=options.dtype,
-        device_map=options.device_map,
-        attn_implementation="sdpa",
-        cache_dir=options.cache_dir,
-    )
-    return wrap_vision_tower(kind, model, config, _read_processor(folder, options))
+    if stored["model_type"] == intern_vit.MODEL_TYPE:
+        plan = plan_tower(resolve_folder(folder, options.cache_dir), config.mm_vision_select_layer)
+        plan.require_readable()
+        model = read_tower_model(plan, options)
+    else:
+        model = read_part(
+            kind.model_class.from_pretrained,
+            folder,
+            "vision tower",
+            _OTHER_HALF,
+            dtype=options.dtype,
+            device_map=options.device_map,
+            attn_implementation="sdpa",
+            cache_dir=options.cache_dir,
+        )
+    return wrap_vision_tower(kind, model, config, read_image_processor(folder, options))
 
 
-def _read_processor(folder: Path | str, options: ReadOptions) -> Any:
-    if Path(folder).is_dir() and not (Path(folder) / "preprocessor_config.json").is_file():
-        return None
-    return AutoImageProcessor.from_pretrained(str(folder), cache_dir=options.cache_dir)
+def read_tower_config(source: Path | str, **how: Any) -> PreTrainedConfig:
+    """Settings of the tower of a folder or hub id, for transformers' class; how: cache_dir, local_files_only."""
+    stored, _ = PreTrainedConfig.get_config_dict(str(source), **how)
+    kind = tower_class(stored.get("model_type"))
+    if stored["model_type"] == intern_vit.MODEL_TYPE:
+        return kind.config_class(**intern_vit.settings_of(stored, f"{source}/config.json"))
+    return kind.config_class.from_pretrained(str(source), **how)
 
 
 def wrap_vision_tower(

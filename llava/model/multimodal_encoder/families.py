@@ -48,6 +48,7 @@ FAMILIES: dict[str, VisionFamily] = {
     "dinov2": _IMAGENET,
     "dinov2_with_registers": replace(_IMAGENET, counted_prefix={"num_register_tokens": 4}),
     "internvl_vision": _IMAGENET,
+    "intern_vit_6b": _IMAGENET,
     # RADIO normalises pixels itself, with statistics of its own config: it wants them in 0..1
     "radio": VisionFamily(
         image_mean=(0.0, 0.0, 0.0),

@@ -299,7 +299,6 @@ def test_siglip2_of_a_fixed_size_is_a_siglip(tmp_path: Path):
     [
         ("siglip2_vision_model", r"variable picture sizes \(naflex\), which is not supported"),
         ("siglip2", r"model_type 'siglip2' is the SigLIP2 of variable picture sizes"),
-        ("intern_vit_6b", "remote code, which is not run"),
         ("internvl", "a whole InternVL; take its tower"),
         ("dinov3_vit", "unknown vision tower 'dinov3_vit'; did you mean 'dinov2'"),
     ],
