@@ -7,7 +7,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 export PATH="$ROOT/.venv/bin:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 COMMON=(--version llama_3 --packing True --save_total_limit 1)
 if [ -z "${GPUS_PER_NODE:-}" ]; then
-    exec python -m llava.train.train "${COMMON[@]}" --stage sft \
+    exec "${LLAVA_PYTHON:-python}" -m llava.train.train "${COMMON[@]}" --stage sft \
         --model_name_or_path "${MODEL:-embedded}" \
         --data_mixture "${DATA_MIXTURE:-embedded_streaming}" --data_root "${DATA_ROOT:-runs/demo/data}" \
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding \

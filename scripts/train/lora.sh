@@ -7,7 +7,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 export PATH="$ROOT/.venv/bin:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 COMMON=(--lora_enable True --packing True --save_total_limit 1 --lr_scheduler_type cosine --warmup_steps 0.03 --weight_decay 0.)
 if [ -z "${GPUS_PER_NODE:-}" ]; then
-    exec python -m llava.train.train "${COMMON[@]}" --lora_r 16 --lora_alpha 32 \
+    exec "${LLAVA_PYTHON:-python}" -m llava.train.train "${COMMON[@]}" --lora_r 16 --lora_alpha 32 \
         --model_name_or_path "${MODEL:-embedded}" --version llama_3 \
         --data_mixture "${DATA_MIXTURE:-embedded_navigation}" --data_root "${DATA_ROOT:-runs/demo/data}" \
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding \

@@ -6,7 +6,7 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 export PATH="$ROOT/.venv/bin:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 if [ -z "${GPUS_PER_NODE:-}" ]; then
-    exec python -m llava.train.train \
+    exec "${LLAVA_PYTHON:-python}" -m llava.train.train \
         --model_name_or_path "${MODEL:-embedded}" --version llama_3 --stage sft \
         --data_mixture "${DATA_MIXTURE:-embedded_navigation}" --data_root "${DATA_ROOT:-runs/demo/data}" \
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding \

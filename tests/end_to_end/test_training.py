@@ -19,7 +19,7 @@ from llava.train.train import main, train
 from tests.unit.train.toy_world import write_toy_world
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LLAVA_PYTHON": sys.executable}
 STREAMING = (
     "--model_name_or_path embedded --data_mixture embedded_streaming --stage sft --learning_rate 1e-3 --packing True "
     "--tokens_per_batch 200 --model_max_length 256 --logging_steps 1 --report_to none --vocab_size 400"

@@ -21,7 +21,7 @@ from tests.unit.train.toy_world import write_toy_world
 pytest.importorskip("peft")
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LLAVA_PYTHON": sys.executable}
 RUN = (
     "--model_name_or_path embedded --data_mixture embedded_streaming --learning_rate 5e-3 --lora_enable True "
     "--lora_r 4 --model_max_length 256 --logging_steps 1 --report_to none --vocab_size 400 --max_steps 4 --save_steps 2"

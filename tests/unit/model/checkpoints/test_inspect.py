@@ -90,7 +90,7 @@ def test_other_families_are_described_without_false_alarms(tmp_path: Path, capsy
     [
         ("vision_tower", "embeddings.cls_token", None, "missing: 1 vision_tower.embeddings.cls_token"),
         ("vision_tower", "encoder.layer.0.norm1.weight", torch.zeros(3), "norm1.weight has shape [3], expected [24]"),
-        ("vision_tower", "encoder.layer.9.norm1.weight", torch.zeros(24), "layer.9.norm1.weight wrong shape: none"),
+        ("vision_tower", "encoder.layer.0.norm9.weight", torch.zeros(24), "layer.0.norm9.weight wrong shape: none"),
         ("vision_tower", "layernorm.weight", None, "explained: 1 keys such as vision_tower.layernorm.weight"),
         ("vision_tower", "encoder.layer.1.norm1.weight", None, "behind the selected layer of the tower, never run"),
         ("llm", "model.layers.0.block_sparse_moe.experts.2.w1.weight", None, "experts.*.w1.weight has 3 weights, its"),
