@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,26 +15,13 @@ import llava
 from llava.train.callbacks.progress import read_progress
 from llava.train.checkpointing import FINISHED, complete_checkpoints
 from llava.train.train import main, train
+from tests.end_to_end.runs import ENVIRONMENT, ROOT, run_killed_after
 from tests.unit.train.toy_world import write_toy_world
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LLAVA_PYTHON": sys.executable}
 STREAMING = (
     "--model_name_or_path embedded --data_mixture embedded_streaming --stage sft --learning_rate 1e-3 --packing True "
     "--tokens_per_batch 200 --model_max_length 256 --logging_steps 1 --report_to none --vocab_size 400"
 )
-KILLED_RUN = """
-import os, signal, sys
-from transformers import TrainerCallback
-from llava.train.train import train
-
-class KillAt(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 7:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-train(sys.argv[1:], extra_callbacks=[KillAt()])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +65,7 @@ def test_a_run_leaves_a_checkpoint_that_loads_and_says_how_it_was_trained(traine
 def test_a_run_killed_by_sigkill_continues_with_the_very_same_losses(world, trained, tmp_path):
     command = flags(world, tmp_path, "--max_steps 10 --save_steps 4")
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, *command], env=ENVIRONMENT, capture_output=True, text=True
+        [sys.executable, "-c", run_killed_after(7), *command], env=ENVIRONMENT, capture_output=True, text=True
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-4"]

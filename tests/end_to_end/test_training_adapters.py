@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,28 +15,15 @@ import llava
 from llava.train.callbacks.progress import read_progress
 from llava.train.checkpointing import complete_checkpoints
 from llava.train.train import main, train
+from tests.end_to_end.runs import ENVIRONMENT, ROOT, run_killed_after
 from tests.unit.train.toy_world import write_toy_world
 
 pytest.importorskip("peft")
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LLAVA_PYTHON": sys.executable}
 RUN = (
     "--model_name_or_path embedded --data_mixture embedded_streaming --learning_rate 5e-3 --lora_enable True "
     "--lora_r 4 --model_max_length 256 --logging_steps 1 --report_to none --vocab_size 400 --max_steps 4 --save_steps 2"
 )
-KILLED_RUN = """
-import os, signal, sys
-from transformers import TrainerCallback
-from llava.train.train import train
-
-class KillAt(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-train(sys.argv[1:], extra_callbacks=[KillAt()])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +51,11 @@ def losses(output: Path) -> list[float]:
 def test_a_killed_run_with_adapters_continues_with_the_very_same_losses(world, trained, tmp_path):
     command = flags(world, tmp_path / "lora")
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, *command], env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", run_killed_after(3), *command],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert [path.name for path in complete_checkpoints(tmp_path / "lora")] == ["checkpoint-2"]

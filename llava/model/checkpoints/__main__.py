@@ -1,6 +1,6 @@
 """Describe a checkpoint, or write it as llava-hf.
 
-python -m llava.model.checkpoints inspect PATH
+python -m llava.model.checkpoints [inspect] PATH
 python -m llava.model.checkpoints export SOURCE TARGET
 """
 
@@ -16,9 +16,11 @@ from llava.model.checkpoints import ReadOptions, read_checkpoint
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[Sequence[str]], int]] = {"inspect": run_inspect, "export": run_export}
-    if not arguments or arguments[0] not in commands:
+    if not arguments or arguments[0] in ("-h", "--help"):
         sys.stderr.write(f"{(__doc__ or '').strip()}\n")
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+        return 0 if arguments else 2
+    if arguments[0] not in commands:  # a path alone is inspected
+        return run_inspect(arguments)
     return commands[arguments[0]](arguments[1:])
 
 

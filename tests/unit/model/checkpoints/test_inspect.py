@@ -14,6 +14,7 @@ import torch
 
 import llava
 from llava.cli.inspect import main
+from llava.model.checkpoints.__main__ import main as module_main
 from tests.unit.model.checkpoints.folders import edit_json, model_of, rewrite, write_original
 from tests.unit.model.checkpoints.test_on_a_base import base_of, write_adapter, write_projector
 
@@ -187,9 +188,19 @@ def test_what_is_no_checkpoint_is_an_error_of_one_line(tmp_path: Path, capsys: A
     assert "no known checkpoint layout" in capsys.readouterr().err
 
 
+def test_the_module_takes_a_path_alone(model: Any, tmp_path: Path, capsys: Any):
+    folder = str(write_original(model, tmp_path, kind="safetensors"))
+    capsys.readouterr()  # what was said while the folder was written
+    reports = []
+    for arguments in ([folder], ["inspect", folder]):
+        assert module_main(arguments) == 0
+        reports.append(capsys.readouterr().out)
+    assert reports[0] == reports[1] and "layout     original" in reports[0]
+
+
 def test_both_commands_are_there(model: Any, tmp_path: Path):
     folder = write_original(model, tmp_path)
     module = [sys.executable, "-m", "llava.model.checkpoints"]
     run = subprocess.run([*module, "inspect", str(folder)], capture_output=True, text=True, check=True)
     assert "layout     original" in run.stdout
-    assert "inspect PATH" in subprocess.run(module, capture_output=True, text=True, check=False).stderr
+    assert "[inspect] PATH" in subprocess.run(module, capture_output=True, text=True, check=False).stderr
