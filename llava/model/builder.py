@@ -84,16 +84,20 @@ def load_pretrained_model(
     Args:
         model_name: accepted as documented; nothing is decided by a name.
         device: "cpu", "cuda", "cuda:1"; None = CUDA where there is one. device_map: as transformers takes it, wins.
-        kwargs: dtype, attn_implementation, quantization_config, vision_tower, cache_dir.
+        kwargs: dtype, attn_implementation, quantization_config, vision_tower, cache_dir; with load_8bit or load_4bit
+            the settings of BitsAndBytesConfig too, such as llm_int8_threshold or bnb_4bit_quant_type.
 
     Returns:
         (tokenizer, model, image_processor, context_len); image_processor is None for a plain language model.
     """
     device_map = device_map or {"": device or ("cuda" if torch.cuda.is_available() else "cpu")}
+    settings = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(("llm_int8_", "bnb_4bit_"))}
+    if settings and not (load_8bit or load_4bit):
+        raise ValueError(f"{', '.join(settings)} given without load_8bit or load_4bit; give one of them as True")
     if load_8bit or load_4bit:
         if (load_8bit and load_4bit) or kwargs.get("quantization_config") is not None:
             raise ValueError("load_8bit, load_4bit and quantization_config exclude each other; give one of them")
-        kwargs["quantization_config"] = quantization(load_4bit=load_4bit)
+        kwargs["quantization_config"] = quantization(load_4bit=load_4bit, **settings)
     options = ReadOptions(model_base=model_base, device_map=device_map, **kwargs)
     folder = resolve_folder(model_path, options.cache_dir)
     if find_layout(folder) is None and is_language_model(folder):
@@ -129,7 +133,7 @@ def context_length(llm: Any) -> int:
     return getattr(llm.config, "max_sequence_length", None) or DEFAULT_CONTEXT
 
 
-def quantization(*, load_4bit: bool) -> BitsAndBytesConfig:
+def quantization(*, load_4bit: bool, **settings: Any) -> BitsAndBytesConfig:
     """8-bit, or 4-bit (nf4, double quantisation), for the language model; tower and projector keep their precision.
 
     Works on a CPU too, slowly; there the widths of 4-bit layers must be multiples of 64, as those of real models are.
@@ -141,10 +145,10 @@ def quantization(*, load_4bit: bool) -> BitsAndBytesConfig:
     if find_spec("bitsandbytes") is None:
         raise ImportError(f"{bits} needs bitsandbytes: pip install bitsandbytes")
     if not load_4bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_compute_dtype=torch.float16,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_quant_type="nf4",
-    )
+        return BitsAndBytesConfig(load_in_8bit=True, **settings)
+    usual = {
+        "bnb_4bit_compute_dtype": torch.float16,
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_quant_type": "nf4",
+    }
+    return BitsAndBytesConfig(load_in_4bit=True, **{**usual, **settings})

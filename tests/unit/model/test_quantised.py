@@ -110,3 +110,12 @@ def test_without_bitsandbytes_it_is_asked_for(folders: Any, monkeypatch: pytest.
     monkeypatch.setattr(builder, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="load_4bit needs bitsandbytes: pip install bitsandbytes"):
         llava.load(folders["three folders"], load_4bit=True)
+
+
+def test_settings_of_the_quantisation_are_keywords(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("llava.model.builder.find_spec", lambda name: object())
+    assert builder.quantization(load_4bit=False, llm_int8_threshold=3.5).llm_int8_threshold == 3.5
+    four = builder.quantization(load_4bit=True, bnb_4bit_quant_type="fp4")
+    assert (four.bnb_4bit_quant_type, four.bnb_4bit_use_double_quant) == ("fp4", True)
+    with pytest.raises(ValueError, match="llm_int8_threshold given without load_8bit or load_4bit"):
+        load_pretrained_model(str(tmp_path), llm_int8_threshold=3.5)
