@@ -52,6 +52,38 @@ class VisualSpec:
         return self.anyres or self.dynamic_s2
 
 
+class ClipSample(TypedDict, total=False):
+    """T frames of the video or episode of one sample, in the order of time, for losses that look ahead.
+
+    A frame is one of the sample's n pictures (0 .. n-1), picture k of `target_frames` (n + k), which no language model
+    sees, or -1: padding. target_frames is there only with M > 0, geometry only where a data set gives it.
+    """
+
+    frames: Tensor  # int64 [T]
+    target_frames: Tensor  # uint8 [M, 3, H, W]
+    times: Tensor  # float32 [T], low-level step of the episode, or seconds
+    motions: Tensor  # float32 [T, 3] until the next frame: metres ahead, degrees to the left, low-level steps; or NaN
+    answer_end_positions: Tensor  # int64 [T], token of the sample that ends the answer given at the frame, -1 = none
+    geometry: Tensor  # float32 [T, tokens, dim], NaN = missing
+
+
+class ClipBatch(TypedDict, total=False):
+    """The V clips of a batch, in the order of its samples, padded to the longest with -1, NaN and 0.
+
+    A frame is one of the N `images` of the batch, picture k of `target_frames` (N + k), or -1: padding.
+    """
+
+    frames: Tensor  # int64 [V, T]
+    target_frames: Tensor  # uint8 [M, 3, H, W]; only with M > 0
+    samples: Tensor  # int64 [V], into `sample_ids`
+    rows: Tensor  # int64 [V], row of the batch
+    frame_end_positions: Tensor  # int64 [V, T], column of the frame's last visual token, -1 = not in the sequence
+    answer_end_positions: Tensor  # int64 [V, T], column, -1 = none
+    times: Tensor  # float32 [V, T]
+    motions: Tensor  # float32 [V, T, 3]
+    geometry: Tensor  # float32 [V, T, tokens, dim], NaN = missing
+
+
 class Sample(TypedDict, total=False):
     """One training sequence of S tokens; every picture already takes its `tokens_per_image` placeholders.
 
@@ -70,6 +102,7 @@ class Sample(TypedDict, total=False):
     frame_ids: Tensor  # int64 [S], picture to which the token belongs, -1 before the first
     video_frames: Tensor  # uint8 [T, 3, H, W], only where next-frame reconstruction asks for it
     sample_id: str
+    clip: ClipSample  # only where DataOptions.clips asks for it and two frames are known
 
 
 class MultimodalBatch(TypedDict, total=False):
@@ -89,3 +122,4 @@ class MultimodalBatch(TypedDict, total=False):
     image_sizes: Tensor  # int64 [pictures, 2]; only with anyres and dynamic_s2, 0 x 0 = not cut
     video_frames: Tensor  # uint8 [B, T, 3, H, W]
     sample_ids: list[str]
+    clips: ClipBatch  # only where a sample has a clip

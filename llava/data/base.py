@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llava.batch import Sample, VisualSpec
 from llava.conversation import Conversation
+from llava.data.clips import ClipOptions
 from llava.data.preprocess import encode_conversation
 from llava.data.utils import BrokenSampleError, CachingTokenizer, SmallCache, read_json
 from llava.mm_utils import expand_image_tokens, to_uint8_tensor
@@ -48,6 +49,10 @@ class DataOptions:
         learn_decisions: whole episodes only: False leaves out the task and the answers, so that the questions remain.
         names_place: whole episodes only: answers begin with the place of the goal (see `StreamingFormat`).
         keep_pictures_mb: whole episodes only: decoded pictures that each process keeps for the next epoch.
+        clips: samples of videos and episodes tell which frames follow each other, see `batch.ClipSample`; None = not.
+        frame_per_action: one picture was taken per low-level action, so that answers tell the motions between pictures;
+            False for pictures taken by the clock, whose motions stay unknown.
+        turn_degrees: yaw of one low-level turn of the robot that took the pictures, for motions.
         on_error: "skip" takes the next good sample, counts and logs; "raise" stops at the first broken one.
         max_retries: how many samples in a row may be skipped before the run stops.
         seed: of every random choice; a sample depends on (seed, data set, index) and on nothing else.
@@ -63,6 +68,9 @@ class DataOptions:
     learn_decisions: bool = True
     names_place: bool = False
     keep_pictures_mb: int = 0
+    clips: ClipOptions | None = None
+    frame_per_action: bool = True
+    turn_degrees: int = 15
     on_error: Literal["raise", "skip"] = "skip"
     max_retries: int = 8
     seed: int = 0
@@ -72,6 +80,10 @@ class DataOptions:
             raise ValueError(f"num_video_frames is {self.num_video_frames}, expected at least 1")
         if self.max_decisions is not None and self.max_decisions < 1:
             raise ValueError(f"max_decisions is {self.max_decisions}, expected at least 1, or None for whole episodes")
+        if self.clips is not None and not isinstance(self.clips, ClipOptions):
+            raise ValueError(f"clips is {self.clips!r}, expected data.clips.ClipOptions, or None for no clips")
+        if self.turn_degrees < 1:
+            raise ValueError(f"turn_degrees is {self.turn_degrees}, expected whole degrees above 0, e.g. 15 or 30")
         if self.grounding_questions < 0:
             raise ValueError(
                 f"grounding_questions is {self.grounding_questions}, expected a number of questions per decision >= 0"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llava.batch import MultimodalBatch, Sample
 from llava.constants import IGNORE_INDEX
+from llava.data.clips import check_clips, cut_clip, join_clips
 from llava.utils.anyres import UNCUT
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class DataCollator:
         pad_side: "left" is for generation.
         rows: how "pack" fills rows: "first_fit" opens a new row when a sample fits in none, "one" lays all samples end
             to end.
-        image_token_id: the `<image>` id; needed only to cut samples that are too long and hold pictures.
+        image_token_id: the `<image>` id; needed for clips, and to cut samples that are too long and hold pictures.
         overlong: a sample longer than max_length is cut from the right ("truncate": counted and logged) or refused
             ("raise").
         pad_to_multiple_of: rows are padded to a multiple of this.
@@ -95,6 +96,7 @@ class DataCollator:
     def __call__(self, samples: Sequence[Sample]) -> MultimodalBatch:
         if not samples:
             raise ValueError("a batch of 0 samples was asked for; the sampler must yield at least one index per batch")
+        check_clips(samples, self.image_token_id)
         fitted = [self._within_context(dict(sample)) for sample in samples]
         rows = self._layout([len(sample["input_ids"]) for sample in fitted])
         rows_of_samples = [[fitted[index] for index in row] for row in rows]
@@ -107,6 +109,9 @@ class DataCollator:
         if any("video_frames" in sample for sample in ordered):
             batch["video_frames"] = _stack_clips(ordered)
         batch["sample_ids"] = [sample.get("sample_id", "") for sample in ordered]
+        places = self._places(rows_of_samples, batch["input_ids"].shape[1])  # pyright: ignore
+        if (clips := join_clips(ordered, places, self.image_token_id)) is not None:
+            batch["clips"] = clips
         return batch
 
     def _layout(self, lengths: list[int]) -> list[list[int]]:
@@ -135,6 +140,17 @@ class DataCollator:
         self.statistics.slots += len(rows) * width
         return MultimodalBatch(**batch)  # pyright: ignore[reportArgumentType]
 
+    def _places(self, rows: list[list[Fields]], width: int) -> list[tuple[int, int]]:
+        """(row, column of the first token) of every sample."""
+        places = []
+        for number, row in enumerate(rows):
+            lengths = [len(sample["input_ids"]) for sample in row]
+            column = width - sum(lengths) if self.pad_side == "left" else 0
+            for length in lengths:
+                places.append((number, column))
+                column += length
+        return places
+
     def _within_context(self, sample: Fields) -> Fields:
         """The sample, cut from the right when it is longer than max_length; a picture is kept whole or not at all."""
         length = len(sample["input_ids"])
@@ -145,9 +161,13 @@ class DataCollator:
         if self.overlong == "raise":
             raise ValueError(f"sample {name} has {length} tokens, the context holds {self.max_length}; {advice}")
         cut, kept_pictures = self._cut_position(sample, name)
-        whole = ("images", "image_sizes", "image_views", "video_frames", "sample_id")
+        whole = ("images", "image_sizes", "image_views", "video_frames", "sample_id", "clip")
         shorter = {key: value if key in whole else value[:cut] for key, value in sample.items()}
         dropped = _drop_pictures(shorter, kept_pictures)
+        if "clip" in sample:
+            num_pictures = len(sample["images"])
+            left = cut_clip(shorter.pop("clip"), num_pictures=num_pictures, kept_pictures=kept_pictures, length=cut)
+            shorter |= {} if left is None else {"clip": left}
         self._count_cut(
             length - cut, dropped, f"sample {name}: {length} tokens cut to {cut}, {dropped} picture(s) dropped", advice
         )

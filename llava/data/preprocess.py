@@ -22,7 +22,15 @@ from llava.conversation import ASSISTANT, USER, Conversation, Messages, Separato
 from llava.navigation.prompt import Piece
 from llava.utils.tokenizer import TokenizationCompat, Tokenizer, encode_marked, ensure_special_tokens
 
-__all__ = ["Encoded", "TokenizationCompat", "encode_conversation", "encode_pieces", "preprocess_multimodal"]
+__all__ = [
+    "Encoded",
+    "Layout",
+    "TokenizationCompat",
+    "encode_conversation",
+    "encode_pieces",
+    "lay_out_pieces",
+    "preprocess_multimodal",
+]
 
 
 class Encoded(NamedTuple):
@@ -121,7 +129,19 @@ class _Cursor:
         return list(range(start, start + count))
 
 
+class Layout(NamedTuple):
+    """A sequence, and the token that ends the answer to each frame (`Piece.answer_to`)."""
+
+    sample: Sample
+    answer_ends: dict[int, int]
+
+
 def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, spec: VisualSpec) -> Sample:
+    """The sequence of `lay_out_pieces`."""
+    return lay_out_pieces(pieces, tokenizer, spec).sample
+
+
+def lay_out_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, spec: VisualSpec) -> Layout:
     """A streaming episode as one training sequence, placeholders expanded; pictures are added by the caller.
 
     The trunk is numbered as if no branch were there; a branch goes on from where it hangs. frame_ids counts the
@@ -136,6 +156,7 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, spec: VisualSpe
     cursor, used = _Cursor(), {0}
     ids, labels, branches = list(bos), [IGNORE_INDEX] * len(bos), [0] * len(bos)
     frames, positions = [-1] * len(bos), cursor.positions(0, len(bos))
+    answer_ends: dict[int, int] = {}
     picture, words = [image_token_id] * spec.tokens_per_image, _words(pieces, tokenizer)
     for piece in pieces:
         tokens = picture if piece.text is None else words[piece.text]
@@ -147,14 +168,17 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, spec: VisualSpe
         branches += [piece.branch] * len(tokens)
         frames += [cursor.frame] * len(tokens)
         positions += cursor.positions(piece.branch, len(tokens))
+        if piece.answer_to is not None:
+            answer_ends[piece.answer_to] = len(ids) - 1
     labels[:1] = [IGNORE_INDEX] * len(labels[:1])
-    return Sample(
+    sample = Sample(
         input_ids=torch.tensor(ids, dtype=torch.int64),
         labels=torch.tensor(labels, dtype=torch.int64),
         branch_ids=torch.tensor(branches, dtype=torch.int64),
         frame_ids=torch.tensor(frames, dtype=torch.int64),
         position_ids=torch.tensor(positions, dtype=torch.int64),
     )
+    return Layout(sample, answer_ends)
 
 
 def hang_questions(

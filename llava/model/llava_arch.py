@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,11 @@ from llava.batch import VisualSpec
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
 from llava.model.anyres import merge_views
+from llava.model.autoregressive_reconstruction.config import ReconstructionConfig
+from llava.model.autoregressive_reconstruction.module import (
+    AutoregressiveReconstructionModule,
+    create_autoregressive_reconstruction_module,
+)
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.media_embedding import (
     PaddingSide,
@@ -41,6 +46,7 @@ class LlavaMetaModel:
     """The three parts and what they know: `llm`, `vision_tower`, `mm_projector`.
 
     Attributes:
+        autoregressive_reconstruction: the next-frame loss beside them, in training and where surprise is asked for.
         tokenizer: tokenizer of the language model, or None for a model built without one.
     """
 
@@ -48,6 +54,7 @@ class LlavaMetaModel:
     llm: PreTrainedModel
     vision_tower: VisionTower
     mm_projector: MultimodalProjector
+    autoregressive_reconstruction: AutoregressiveReconstructionModule | None
     tokenizer: Any = None
 
     def get_llm(self) -> PreTrainedModel:
@@ -82,6 +89,56 @@ class LlavaMetaModel:
             **self.config.tiling(),
             **self.config.view_rules(self.tokens_per_image, self.vision_tower.image_size),
         )
+
+    def initialize_continuous_autoregressive_modules(
+        self, config: ReconstructionConfig | Mapping[str, Any] | None = None
+    ) -> AutoregressiveReconstructionModule:
+        """Adds the next-frame loss, once; before the model is wrapped and after it was decided what is trained.
+
+        Where the tower is frozen its own features are the targets, else those of a copy as it is now.
+
+        Args:
+            config: `ReconstructionConfig` or a dict of its keys; None = what `config.reconstruction` holds.
+
+        Raises:
+            ValueError: nothing is configured, or the modules are there with other settings.
+        """
+        if config is None and self.config.reconstruction is None:
+            raise ValueError(
+                "no settings of the next-frame loss were given and config.reconstruction is None; give a dict of keys, "
+                "{'embedding_dim': None} for all defaults"
+            )
+        wanted = ReconstructionConfig.read(self.config.reconstruction if config is None else config)
+        present = self.autoregressive_reconstruction
+        if present is not None:
+            if present.config != wanted:
+                raise ValueError(
+                    f"the next-frame loss is there with {present.config}, found {wanted}; build the model again"
+                )
+            return present
+        with torch.random.fork_rng(devices=[]):  # what is drawn later in the run stays as without it
+            module = create_autoregressive_reconstruction_module(
+                self.vision_tower,
+                self.llm.config.hidden_size,
+                wanted,
+                token_order=self.mm_projector.config.token_order,
+            )
+        like = next(self.mm_projector.parameters(), next(self.llm.parameters()))
+        for part in (module.predictor, module.conditions):
+            part.to(device=like.device, dtype=like.dtype)
+        self.autoregressive_reconstruction = module
+        self.config.reconstruction = wanted.to_dict()
+        return module
+
+    def frame_surprise(self, frames: Any, prompt: str | None = None, **options: Any) -> Float[Tensor, "v t"]:
+        """How wrong the prediction of each frame of a clip was, of a model loaded with `surprise=True`; NaN = unknown.
+
+        frames: uint8 [T, 3, H, W] or [V, T, 3, H, W], a `llava.Video` or a list of pictures. Options (times, motions,
+        context, window, overlap): `autoregressive_reconstruction.surprise.clip_errors`.
+        """
+        from llava.model.autoregressive_reconstruction.surprise import frame_surprise
+
+        return frame_surprise(self, frames, prompt, **options)  # pyright: ignore[reportArgumentType]
 
     def set_trainable(self, *, language_model: bool, vision_tower: bool, mm_projector: bool) -> None:
         """Freezes or frees whole parts; tower layers behind the selected one stay frozen, nothing reaches them."""

@@ -32,17 +32,19 @@ class Piece:
         frame: index of the picture in its episode; None for a text.
         supervised: True where the model learns to say the text.
         branch: 0 is the trunk that later pieces see; k > 0 an aside that only pieces of the same branch see.
+        answer_to: frame of the decision that the text answers; None for every other text.
     """
 
     text: str | None = None
     frame: int | None = None
     supervised: bool = False
     branch: int = 0
+    answer_to: int | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.frame is None):
             raise ValueError(f"a piece is either a text or a frame, got text={self.text!r} and frame={self.frame}")
-        if self.frame is not None and (self.supervised or self.branch):
+        if self.frame is not None and (self.supervised or self.branch or self.answer_to is not None):
             raise ValueError(f"frame {self.frame} must stand unsupervised in the trunk (branch 0), got {self}")
 
 
@@ -168,7 +170,8 @@ class StreamingFormat(_StoredFormat):
         pieces, branch = self.opening(instruction), 0
         for step in steps:
             answer_branch = 0 if self.answers_visible else (branch := branch + 1)
-            answer = Piece(text=self.answer_text(step.action, step.place), supervised=True, branch=answer_branch)
+            said = self.answer_text(step.action, step.place)
+            answer = Piece(text=said, supervised=True, branch=answer_branch, answer_to=step.frame)
             asides = self._asides(step, after=branch)
             branch += len(step.questions)
             # the answer directly follows its picture, whose last token must predict it

@@ -142,6 +142,12 @@ class TrainingArguments(transformers.TrainingArguments):
     pre_terminate_time: float = option(10.0, "minutes before total_time_limit at which it saves")
     progress_seconds: float = option(5.0, "seconds between two progress lines when the output is no terminal")
 
+    enable_autoregressive: bool = option(False, "also predict the features of the next frame (training only)")
+    autoregressive_config: str | None = option(
+        None, """keys of the next-frame loss: '{"num_hist": 3, "loss_weight": 0.1}', or a YAML or JSON file"""
+    )
+    autoregressive_lr: float | None = option(None, "learning rate of the predictor (default: learning_rate)")
+
     bits: int = option(16, "of the language model's weights: 16, or 8 and 4 with adapters beside them")
     double_quant: bool = option(True, "quantise the quantisation constants (bits 4)")
     quant_type: str = option("nf4", "fp4 or nf4 (bits 4)")

@@ -19,6 +19,7 @@ from llava.data.datasets_mixture import DataRegistry, Entry, load_registry
 from llava.train.corpus import corpus
 from llava.train.model_setup import EMBEDDED_TEMPLATE, PreparedModel
 from llava.train.parse import RunArguments
+from llava.train.reconstruction_setup import clip_options, reconstruction_settings
 from llava.train.samplers import Mixture, parse_weights
 from llava.utils.registry import Registry
 from llava.utils.tokenizer import TokenizationCompat
@@ -114,6 +115,7 @@ def data_options(args: RunArguments, config: Any) -> DataOptions:
         "learn_decisions": data.learn_decisions,
         "names_place": data.names_place or stored.get("names_place", False),
         "tokenization_compat": getattr(config, "tokenization_compat", None),
+        "clips": clip_options(reconstruction_settings(args)),
         "on_error": data.broken_samples,
         "seed": args.training.seed,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer
 
 from llava.model.builder import load_pretrained_model
+from llava.model.checkpoints import autoregressive
 from llava.model.checkpoints.adapter import AdapterOnBase, read_over, write_adapter
 from llava.train import checkpointing
 from llava.train.args import TrainingArguments
 from llava.train.meter import TrainingMeter
 from llava.train.parts import PartRow, optimizer_groups, parts_table
+from llava.train.reconstruction import KeepClipsOnHost, ReconstructionMonitor, with_clips
 from llava.train.samplers import BatchPlan, LengthGroupedBatches, Mixture, PackedBatches, Shard, ShuffledBatches
 from llava.train.schedule import TimeBudgetSchedule, TrainClock
 from llava.utils.registry import suggest
@@ -74,6 +76,10 @@ class LLaVATrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True
         self._num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        predictor = getattr(model, "autoregressive_reconstruction", None)
+        self.reconstruction = None if predictor is None else ReconstructionMonitor(predictor.config)
+        self._num_reconstruction_items: Tensor | int = 0
+        self._is_first_of_step = False
 
     # ---- data ----
 
@@ -84,7 +90,7 @@ class LLaVATrainer(Trainer):
         return TrainLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_sampler=self.batch_plan(),
-            collate_fn=self.data_collator,
+            collate_fn=KeepClipsOnHost(self.data_collator),
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type != "cpu",
             persistent_workers=workers > 0,
@@ -129,7 +135,20 @@ class LLaVATrainer(Trainer):
         wait = time.perf_counter() - start
         if batches:
             self.meter.add_step(tokens=sum(_count_tokens(batch) for batch in batches), wait=wait)
+        if self.reconstruction is not None:
+            self._num_reconstruction_items = self._over_ranks(self.reconstruction.count(batches), device)
+            self._is_first_of_step = True
         return batches, num_items.clamp(min=1) if isinstance(num_items, Tensor) else num_items
+
+    def _over_ranks(self, count: int, device: torch.device) -> Tensor | int:
+        """As transformers counts the tokens of a step."""
+        if not self.args.average_tokens_across_devices or self.args.world_size == 1:
+            return count
+        counts: Any = self.accelerator.gather(torch.tensor(count, device=device))
+        return counts.sum()
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return super()._prepare_inputs(with_clips(inputs, super()._prepare_inputs))
 
     # ---- loss ----
 
@@ -140,8 +159,13 @@ class LLaVATrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        sample_ids = inputs.get("sample_ids", ())
         inputs = {key: value for key, value in inputs.items() if key != "sample_ids"}
+        if self.reconstruction is not None and model.training:
+            inputs["num_reconstruction_items"] = None if num_items_in_batch is None else self._num_reconstruction_items
+            inputs["autoregressive_weight"] = self.reconstruction.weight(self.progress)
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        self._watch_reconstruction(model, outputs, sample_ids)
         averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
         scale = self.accelerator.num_processes if averaged else 1  # ranks are averaged, but each holds only its share
         if model.training:
@@ -149,6 +173,22 @@ class LLaVATrainer(Trainer):
             self.meter.add_terms(outputs.loss_terms or {}, float(scale * share))
         loss = outputs.loss * scale
         return (loss, outputs) if return_outputs else loss
+
+    def _watch_reconstruction(self, model: nn.Module, outputs: Any, sample_ids: Sequence[str]) -> None:
+        monitor, term = self.reconstruction, getattr(outputs, "reconstruction", None)
+        if monitor is None or term is None:
+            return
+        monitor.observe(term, step=self.state.global_step, sample_ids=sample_ids)
+        if self._is_first_of_step and monitor.is_due(self.state.global_step):
+            monitor.measure(outputs.loss, term, model, engine_watches=self.is_deepspeed_enabled)
+        self._is_first_of_step = False
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, by time where there is a budget, else by steps."""
+        if self.clock.budget is not None:
+            return self.clock.fraction
+        return self.state.global_step / max(self.state.max_steps, 1)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         return 6 * inputs["input_ids"].numel() * self._num_trainable
@@ -158,7 +198,12 @@ class LLaVATrainer(Trainer):
     @property
     def part_rates(self) -> dict[str, float | None]:
         """Parts with a learning rate of their own."""
-        return {"mm_projector": self.args.mm_projector_lr, "vision_tower": self.args.vision_tower_lr}  # type: ignore[attr-defined]
+        args: TrainingArguments = self.args  # type: ignore[assignment]
+        return {
+            "mm_projector": args.mm_projector_lr,
+            "vision_tower": args.vision_tower_lr,
+            "autoregressive": args.autoregressive_lr,
+        }
 
     def _trained_model(self) -> nn.Module:
         assert self.model is not None
@@ -197,6 +242,8 @@ class LLaVATrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self.meter.read())
+            if self.reconstruction is not None:
+                logs.update(self.reconstruction.read(logs, self.progress))
             logs["elapsed"] = round(self.clock.elapsed, 3)
             if not math.isfinite(logs["loss"]) and not self.args.logging_nan_inf_filter:
                 raise FloatingPointError(
@@ -231,6 +278,8 @@ class LLaVATrainer(Trainer):
             self.state.best_model_checkpoint = str(best)
             self.state.save_to_json(str(staged / "trainer_state.json"))
         facts = {"step": self.state.global_step, "elapsed": self.clock.elapsed, "tokens": self.meter.total_tokens}
+        if self.reconstruction is not None:
+            facts["autoregressive_weight"] = self.reconstruction.state()
         checkpointing.mark_complete(staged, facts)
         checkpointing.publish(staged, output_dir / name)
         checkpointing.clear_staging(output_dir)
@@ -257,13 +306,18 @@ class LLaVATrainer(Trainer):
             read_over(target, Path(resume_from_checkpoint))
             return
         _, source, *_ = load_pretrained_model(str(resume_from_checkpoint), device="cpu", dtype=target.dtype)
-        target.load_state_dict(source.state_dict())
+        beside = {n: v for n, v in target.state_dict().items() if autoregressive.is_of_predictor(n)}
+        target.load_state_dict({**source.state_dict(), **beside})
+        if target.autoregressive_reconstruction is not None:
+            autoregressive.read_into(target.autoregressive_reconstruction, resume_from_checkpoint)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):  # type: ignore[override]
         marker = Path(str(resume_from_checkpoint)) / checkpointing.MARKER
         facts = checkpointing.read_json(marker) if resume_from_checkpoint and marker.is_file() else {}
         self.meter.restart(int(facts.get("tokens", 0)))
         self.clock.start(already=float(facts.get("elapsed", 0.0)))
+        if self.reconstruction is not None and "autoregressive_weight" in facts:
+            self.reconstruction.restore(facts["autoregressive_weight"])
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
 

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from llava.utils.distributed import gather_objects
 
 
 class TrainingMeter:
@@ -45,7 +46,7 @@ class TrainingMeter:
         """Averages over steps, micro-batches and ranks since the last call. Every rank must call it."""
         seconds = max(self._now() - self._since, 1e-9)
         local = {name: float(value) / max(self._steps, 1) for name, value in self._terms.items()}
-        ranks = _from_all_ranks({"terms": local, "tokens": self._tokens, "wait": self._wait / seconds})
+        ranks = gather_objects({"terms": local, "tokens": self._tokens, "wait": self._wait / seconds})
         tokens = sum(rank["tokens"] for rank in ranks)
         self.total_tokens += tokens
         names = dict.fromkeys(name for rank in ranks for name in rank["terms"])
@@ -57,14 +58,6 @@ class TrainingMeter:
             "data_wait": round(min(1.0, sum(rank["wait"] for rank in ranks) / len(ranks)), 4),
             **_memory(),
         }
-
-
-def _from_all_ranks(record: dict) -> list[dict]:
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return [record]
-    records: list = [None] * dist.get_world_size()
-    dist.all_gather_object(records, record)
-    return records
 
 
 def _memory() -> dict[str, float]:

@@ -17,7 +17,12 @@ from llava.model.checkpoints.adapter import is_adapter_weight
 logger = logging.getLogger(__name__)
 
 LANGUAGE_MODEL = "language_model"
-PART_OF_FOLDER = {"llm": LANGUAGE_MODEL, "vision_tower": "vision_tower", "mm_projector": "mm_projector"}
+PART_OF_FOLDER = {
+    "llm": LANGUAGE_MODEL,
+    "vision_tower": "vision_tower",
+    "mm_projector": "mm_projector",
+    "autoregressive_reconstruction": "autoregressive",
+}
 """Sub-module that a part lives in -> the name of the part in `--tune_<part>` and in the table."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -22,6 +23,7 @@ from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import PreparedModel, prepare_model
 from llava.train.parse import RunArguments, parse_args
 from llava.train.parts import print_table, save_table, set_trainable
+from llava.train.reconstruction_setup import attach_reconstruction, reconstruction_settings
 from llava.train.schedule import TrainClock
 from llava.utils.logging import setup_logging
 
@@ -65,6 +67,7 @@ def train(
     output_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = _resume_from(args, output_dir)
     set_seed(args.training.seed)
+    reconstruction_settings(args)  # a mistake in them is said before anything is read
     prepared = _prepare(args, checkpoint)
     data = prepare_data(args, prepared)
     data.store_in(prepared.model.config)
@@ -88,6 +91,13 @@ def _prepare(args: RunArguments, checkpoint: Path | None) -> PreparedModel:
     return prepare_model(args, checkpoint=checkpoint, corpus=lambda: text_of(args))
 
 
+def _first_model(args: RunArguments) -> Any:
+    """The model from which this run started; what is drawn for it leaves the run's random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        set_seed(args.training.seed)
+        return _prepare(args, None).model
+
+
 def build_trainer(
     args: RunArguments, prepared: PreparedModel, data: PreparedData, *, restored_from: Path | None = None
 ) -> LLaVATrainer:
@@ -96,6 +106,7 @@ def build_trainer(
     if prepared.adapter is None:
         names = ("language_model", "vision_tower", "mm_projector")
         set_trainable(prepared.model, {name: getattr(training, f"tune_{name}") for name in names})
+    attach_reconstruction(prepared.model, reconstruction_settings(args), restored_from, lambda: _first_model(args))
     clock = _clock(args)
     trainer = LLaVATrainer(
         model=prepared.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 
 def _number(name: str, default: int) -> int:
@@ -47,6 +48,17 @@ def barrier() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+
+
+def gather_objects(record: Any) -> list[Any]:
+    """One picklable record per process, in the order of ranks; this one's alone without a process group."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [record]
+    records: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(records, record)
+    return records
 
 
 # names that scripts of the VILA family use

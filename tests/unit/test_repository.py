@@ -22,7 +22,8 @@ llava.model.multimodal_encoder.builder llava.model.multimodal_encoder.clip_encod
 llava.model.multimodal_encoder.siglip_encoder llava.model.multimodal_projector.base_projector
 llava.model.multimodal_projector.builder llava.model.utils llava.train.args llava.train.callbacks.autoresume_callback
 llava.train.llava_trainer llava.train.train llava.train.train_mem llava.utils.tokenizer llava.eval.run_vila
-llava.utils.distributed llava.utils.io llava.utils.logging llava.utils.media
+llava.utils.distributed llava.utils.io llava.utils.logging llava.utils.media llava.model.autoregressive_reconstruction
+llava.model.continuous_autoregressive_reconstruction llava.model.video_frame_utils llava.train.autoregressive_trainer
 """.split()
 """Import paths that other people's code uses; they stay, wherever the code moves."""
 

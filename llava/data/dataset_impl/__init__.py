@@ -1,6 +1,7 @@
 """One file per record layout, and the table that gives each its `type` in registry files."""
 
 from llava.data.base import Dataset
+from llava.data.dataset_impl.clips import ClipsDataset
 from llava.data.dataset_impl.envdrop import EnvDropDataset
 from llava.data.dataset_impl.llava import LLaVADataset
 from llava.data.dataset_impl.scanqa import ScanQADataset
@@ -11,6 +12,7 @@ from llava.utils.registry import Registry
 
 __all__ = [
     "DATASETS",
+    "ClipsDataset",
     "EnvDropDataset",
     "LLaVADataset",
     "ScanQADataset",
@@ -28,3 +30,4 @@ DATASETS.register("vlnce")(VLNCEDataset)
 DATASETS.register("streaming")(StreamingDataset)
 DATASETS.register("envdrop")(EnvDropDataset)
 DATASETS.register("scanqa")(ScanQADataset)
+DATASETS.register("clips")(ClipsDataset)

@@ -3,84 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from llava.batch import Sample
+from llava.batch import ClipSample, Sample
 from llava.data.base import DataContext, Dataset, Pictures, existing
+from llava.data.clips import make_clip
+from llava.data.dataset_impl.episodes import Executed, Window, cut_windows, join_episodes
 from llava.data.dataset_impl.grounding import TOKENS_PER_QUESTION, Grounding
-from llava.data.dataset_impl.vlnce import check_decision, episode_of
-from llava.data.preprocess import encode_pieces
+from llava.data.preprocess import encode_pieces, lay_out_pieces
 from llava.data.utils import BrokenSampleError, read_records
 from llava.navigation.actions import STOP, Action, ActionKind, SentenceFormat
 from llava.navigation.prompt import PLACE_LENGTH, Step, StreamingFormat
 
 SENTENCES = SentenceFormat()
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What was seen last and what the expert did then."""
-
-    num_frames: int
-    frame: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class Window:
-    """Consecutive decisions of one episode. `first` counts from the episode's first decision."""
-
-    episode: str
-    instruction: str
-    first: int
-    decisions: tuple[Decision, ...]
-    problem: str = ""
-
-
-def join_episodes(records: Iterable[dict[str, Any]]) -> list[Window]:
-    """Episodes in the order in which they first occur, decisions sorted by the number of frames seen.
-
-    Copies made by oversampling (same episode, same number of frames, same answer) count once. Records that contradict
-    each other or lack a field leave their `problem` in the episode, which then counts as broken.
-    """
-    episodes: dict[tuple[str, str], dict[int, Decision]] = {}
-    problems: dict[tuple[str, str], str] = {}
-    for record in records:
-        video_id = str(record.get("video_id", "?"))
-        key = (episode_of(record), str(record.get("q")))
-        decisions = episodes.setdefault(key, {})
-        try:
-            check_decision(record)
-        except BrokenSampleError as error:
-            problems.setdefault(key, f"record {video_id}: {error}")
-            continue
-        new = Decision(len(record["frames"]), record["frames"][-1], record["a"])
-        if decisions.setdefault(new.num_frames, new) != new:
-            problems.setdefault(
-                key, f"two records {video_id} contradict: {decisions[new.num_frames].answer!r}, {new.answer!r}"
-            )
-    return [
-        Window(episode, task, 0, tuple(found[n] for n in sorted(found)), problems.get((episode, task), ""))
-        for (episode, task), found in episodes.items()
-    ]
-
-
-def cut_windows(episode: Window, max_decisions: int | None) -> list[Window]:
-    """Windows of nearly equal size, at most `max_decisions` each; each decision is in one, each has the task."""
-    total = len(episode.decisions)
-    if max_decisions is None or total <= max_decisions:
-        return [episode]
-    count = -(-total // max_decisions)
-    bounds = [total * i // count for i in range(count + 1)]
-    return [
-        Window(episode.episode, episode.instruction, a, episode.decisions[a:b], episode.problem)
-        for a, b in pairwise(bounds)
-    ]
 
 
 class StreamingDataset(Dataset):
@@ -89,6 +25,8 @@ class StreamingDataset(Dataset):
     Args:
         grounding_path: `{episode: [per decision {object: [column, distance] | null}]}`; needed for grounding questions,
             which are asides that cost no pictures.
+        actions_path: executed low-level actions, see `episodes.read_executed`; read for clips only, and needed where
+            what was executed differs from the answers.
     """
 
     def __init__(
@@ -99,6 +37,7 @@ class StreamingDataset(Dataset):
         data_path: str | Path,
         media_dir: str | Path,
         grounding_path: str | Path | None = None,
+        actions_path: str | Path | None = None,
     ) -> None:
         super().__init__(name, context, media_dir)
         options = context.options
@@ -113,6 +52,7 @@ class StreamingDataset(Dataset):
             names_place=options.names_place,
         )
         self.grounding = Grounding.of(self, grounding_path)
+        self.executed = Executed.of(self, episodes, actions_path)
 
     def build(self, index: int) -> Sample:
         window = self.records[index]
@@ -124,11 +64,29 @@ class StreamingDataset(Dataset):
             pieces = self.prompt_format.training_pieces(window.instruction, steps)
         else:
             pieces = self.prompt_format.question_pieces(steps)
-        fields = encode_pieces(pieces, self.context.word_tokenizer, self.context.spec)
+        fields, answer_ends = lay_out_pieces(pieces, self.context.word_tokenizer, self.context.spec)
         images = self.pictures.read([decision.frame for decision in window.decisions])
         fields["images"] = images
         fields["sample_id"] = f"{self.name}/{window.episode}+{window.first}"
+        if self.executed is not None and (clip := self._clip(window, self.executed, answer_ends)) is not None:
+            fields["clip"] = clip
         return fields
+
+    def _clip(self, window: Window, executed: Executed, answer_ends: dict[int, int]) -> ClipSample | None:
+        """All decisions; the answer to one leads to the next, the last one's to a picture that only the loss sees."""
+        options, shown = self.context.options, list(window.decisions)
+        assert options.clips is not None
+        following = window.following if options.clips.answer_targets and options.learn_decisions else None
+        if following is not None:
+            shown.append(following)
+        times = [decision.num_frames - 1 for decision in shown]
+        return make_clip(
+            list(range(len(shown))),
+            times,
+            motions=executed.along(window.episode, window.instruction, times),
+            answer_ends=answer_ends,
+            target_frames=None if following is None else self.pictures.read([following.frame]),
+        )
 
     def _step(self, window: Window, number: int, chance: random.Random) -> Step:
         decision = window.decisions[number]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from llava.batch import Sample
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.base import DataContext, Dataset, existing, pictures_from_arrays
+from llava.data.clips import NO_FRAME, make_clip
 from llava.data.utils import BrokenSampleError, read_records
 from llava.navigation.prompt import Message
-from llava.video.decode import open_clip
+from llava.video.decode import Clip, open_clip
 from llava.video.frame_sampling import BLACK_FRAME, capped_indices
 
 CAPTION_QUESTION = "Elaborate on the visual and narrative elements of the video in detail."
@@ -61,6 +65,14 @@ def pictures_first(turns: list[Message], num_pictures: int) -> list[Message]:
     return plain
 
 
+class Shown(NamedTuple):
+    """Chosen frames of a clip: uint8 [n, 3, size, size], their indices (BLACK_FRAME = black), when each was taken."""
+
+    images: Tensor
+    chosen: list[int]
+    times: list[float] | None
+
+
 class VideoDataset(Dataset):
     """`{"video" | "video_id" | "video_path": file or frame folder, ...}` and a dialogue; see `dialogue_turns`."""
 
@@ -70,9 +82,9 @@ class VideoDataset(Dataset):
 
     def build(self, index: int) -> Sample:
         record = self.records[index]
-        images = self.clip(record)
-        messages = self.dialogue(record, index, len(images))
-        return self.conversation(lambda: messages, images)
+        shown = self.clip(record)
+        messages = self.dialogue(record, index, len(shown.images))
+        return with_clip(self.conversation(lambda: messages, shown.images), shown)
 
     def dialogue(self, record: Mapping[str, Any], index: int, num_pictures: int) -> list[Message]:
         """Messages with one placeholder per picture."""
@@ -100,13 +112,23 @@ class VideoDataset(Dataset):
             raise FileNotFoundError(f"video {path} does not exist; fetch it, or remove the record")
         return path
 
-    def clip(self, record: Mapping[str, Any]) -> Any:
-        """uint8 [n, 3, size, size]; black where the rule asks for more frames than there are."""
+    def clip(self, record: Mapping[str, Any]) -> Shown:
+        """The chosen frames; black where the rule asks for more than there are. Times only where clips are wanted."""
         path = self.clip_path(record)
         opened = open_clip(path)
         chosen = self.choose(opened.info.num_frames)
-        frames = iter(opened.frames([i for i in chosen if i != BLACK_FRAME]))
-        return pictures_from_arrays([None if i == BLACK_FRAME else next(frames) for i in chosen], self.context.spec)
+        real = [i for i in chosen if i != BLACK_FRAME]
+        frames = iter(opened.frames(real))
+        pixels = [None if i == BLACK_FRAME else next(frames) for i in chosen]
+        times = None
+        if self.context.options.clips is not None:
+            taken = iter(self.times(record, opened, real))
+            times = [0.0 if i == BLACK_FRAME else next(taken) for i in chosen]
+        return Shown(pictures_from_arrays(pixels, self.context.spec), chosen, times)
+
+    def times(self, record: Mapping[str, Any], opened: Clip, indices: Sequence[int]) -> list[float]:
+        """When frames were taken."""
+        return frame_times(opened, indices)
 
     def num_characters(self, index: int) -> int:
         return len(self.sample_text(index))
@@ -133,6 +155,26 @@ class VideoDataset(Dataset):
 
     def num_pictures(self, index: int) -> int:
         return self.context.options.num_video_frames
+
+
+def frame_times(opened: Clip, indices: Sequence[int]) -> list[float]:
+    """Seconds as the file tells them; by its frame rate where these do not rise; the indices where it has no rate."""
+    fps = opened.info.fps
+    if not fps > 0:
+        return [float(index) for index in indices]
+    times = opened.times(indices)
+    is_rising = all(a < b for a, b in pairwise(times))
+    return times if is_rising else [index / fps for index in indices]
+
+
+def with_clip(sample: Sample, shown: Shown) -> Sample:
+    """The sample with its clip, where times are known and there are frames enough."""
+    if shown.times is not None:
+        frames = [NO_FRAME if index == BLACK_FRAME else t for t, index in enumerate(shown.chosen)]
+        clip = make_clip(frames, shown.times)
+        if clip is not None:
+            sample["clip"] = clip
+    return sample
 
 
 def own_text(record: Mapping[str, Any]) -> str:

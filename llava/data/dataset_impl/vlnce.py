@@ -8,30 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llava.batch import Sample
+import torch
+from torch import Tensor
+
+from llava.batch import ClipSample, Sample
+from llava.constants import IGNORE_INDEX
 from llava.data.base import DataContext, Dataset, Pictures, existing
+from llava.data.clips import NO_FRAME, make_clip
+from llava.data.dataset_impl.episodes import Decision, Executed, check_decision, episode_of, join_episodes
 from llava.data.dataset_impl.grounding import TOKENS_PER_QUESTION, Grounding
 from llava.data.preprocess import hang_questions
-from llava.data.utils import BrokenSampleError, read_records
+from llava.data.utils import read_records
 from llava.navigation.prompt import NavilaFormat
 from llava.video.frame_sampling import BLACK_FRAME, vlnce_indices
-
-
-def episode_of(record: dict[str, Any]) -> str:
-    """Episode part of `video_id`, "<episode>-<step>"."""
-    video_id = str(record.get("video_id", "?"))
-    return video_id.rpartition("-")[0] or video_id
-
-
-def check_decision(record: dict[str, Any]) -> None:
-    """Raise where a decision lacks its instruction, its answer or its frames."""
-    for key in ("q", "a"):
-        if not isinstance(record.get(key), str):
-            raise BrokenSampleError(f"'{key}' is {record.get(key)!r}, expected a string; keys are {sorted(record)}")
-    if not record.get("frames"):
-        raise BrokenSampleError(
-            "'frames' is missing or empty; expected the paths of all frames so far, current one last"
-        )
 
 
 class VLNCEDataset(Dataset):
@@ -39,6 +28,7 @@ class VLNCEDataset(Dataset):
 
     Args:
         grounding_path: as for `streaming`; its questions hang on the current picture, beside the answer.
+        actions_path: as for `streaming`.
     """
 
     def __init__(
@@ -49,6 +39,7 @@ class VLNCEDataset(Dataset):
         data_path: str | Path,
         media_dir: str | Path,
         grounding_path: str | Path | None = None,
+        actions_path: str | Path | None = None,
     ) -> None:
         super().__init__(name, context, media_dir)
         self.records = read_records(existing(data_path, key="data_path", dataset=name))
@@ -56,6 +47,8 @@ class VLNCEDataset(Dataset):
         options = context.options
         self.prompt_format = NavilaFormat(instruction=options.instruction, num_frames=options.num_video_frames)
         self.grounding = Grounding.of(self, grounding_path)
+        episodes = join_episodes(self.records) if options.clips else ()
+        self.executed = Executed.of(self, episodes, actions_path)
 
     def build(self, index: int) -> Sample:
         record = self.records[index]
@@ -65,12 +58,48 @@ class VLNCEDataset(Dataset):
         images = self.pictures.read([None if i == BLACK_FRAME else frames[i] for i in chosen])
         messages = self.prompt_format.training_messages
         sample = self.conversation(lambda: messages(task, answer), images, key=(task, answer))
+        if self.executed is not None:
+            answer_end = int((sample["labels"] != IGNORE_INDEX).nonzero()[-1])  # pyright: ignore
+            if (clip := self._clip(record, chosen, answer_end, self.executed)) is not None:
+                sample["clip"] = clip
         if self.grounding is None:
             return sample
         chance = random.Random(f"{self.context.options.seed}/{self.name}/{index}")
         episode, decision = self._decision_of(record)
         questions = self.grounding.ask(episode, decision, chance)
         return hang_questions(sample, questions, self.context.word_tokenizer, self.context.options.end_of_turn)
+
+    def _clip(
+        self, record: dict[str, Any], chosen: list[int], answer_end: int, executed: Executed
+    ) -> ClipSample | None:
+        """The chosen frames, and behind them the one to which the answer led, where that is known."""
+        following = self._outcome(record, executed)
+        frames = [NO_FRAME if i == BLACK_FRAME else t for t, i in enumerate(chosen)]
+        steps = list(chosen)
+        target: Tensor | None = None
+        if following is not None:
+            frames.append(len(chosen))
+            steps.append(following.num_frames - 1)
+            target = self.pictures.read([following.frame])
+        return make_clip(
+            frames,
+            [0 if step == BLACK_FRAME else step for step in steps],
+            motions=executed.along(episode_of(record), record["q"], steps),
+            answer_ends={len(chosen) - 1: answer_end},
+            target_frames=target,
+        )
+
+    def _outcome(self, record: dict[str, Any], executed: Executed) -> Decision | None:
+        """The next decision of the episode; None after a stop, and where the motion until then is not known."""
+        options = self.context.options.clips
+        if options is None or not options.answer_targets or executed.is_stop(record["a"]):
+            return None
+        where, num_frames = (episode_of(record), record["q"]), len(record["frames"])
+        following = executed.following(*where, num_frames)
+        if following is None:
+            return None
+        motion = executed.along(*where, [num_frames - 1, following.num_frames - 1])[0]
+        return None if bool(torch.isnan(motion).any()) else following
 
     def _decision_of(self, record: dict[str, Any]) -> tuple[str, int]:
         """Episode and number of the decision in it: records of one episode differ by the number of frames seen."""

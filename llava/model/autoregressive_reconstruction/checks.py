@@ -20,10 +20,10 @@ def check_width(tower_width: int, config: ReconstructionConfig) -> int:
 
 
 def check_features(
-    features: Float[Tensor, "..."], frames: Tensor | None, *, is_shared: bool, num_patches: int, width: int
+    features: Float[Tensor, "..."], frames: Tensor | None, *, is_known: bool, num_patches: int, width: int
 ) -> None:
     """Features that the tower computed already may stand for pictures only where tower and teacher are one."""
-    if not is_shared:
+    if not is_known:
         raise ValueError(
             "frame_features were given and the vision tower is trained, expected video_frames: the teacher is a copy "
             "of the tower as it was, and its features are others"

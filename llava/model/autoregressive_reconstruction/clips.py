@@ -55,6 +55,13 @@ class VideoClips:
         return self.is_real & (self.frame_end_positions != NOT_IN_SEQUENCE)
 
 
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """A small tensor that was planned on the host; a plain copy to CUDA would wait for all that is queued there."""
+    if device.type != "cuda" or value.is_cuda:
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
+
+
 def describe_clips(
     num_clips: int,
     num_frames: int,

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from llava.model.autoregressive_reconstruction.clips import to_device
+
 SHORTEST_PERIOD, LONGEST_PERIOD, NUM_PERIODS = 0.25, 4096.0, 16
 """In the unit of the time stamps: low-level steps, frames or seconds alike."""
 
@@ -51,15 +53,21 @@ class FrameConditions(nn.Module):
         motion_out: Float[Tensor, "v q 3"] | None,
     ) -> Float[Tensor, "v q d"]:
         """times: since the first real frame of each clip."""
-        dtype = self.when.weight.dtype
-        told = self.when(time_features(times).to(dtype))
+        told = self.when(self._on_device(time_features(times)))
         if self.gap is not None:
-            told = told + self.gap(torch.cat([time_features(gap), gap.float().log1p()[..., None]], dim=-1).to(dtype))
+            told = told + self.gap(
+                self._on_device(torch.cat([time_features(gap), gap.float().log1p()[..., None]], dim=-1))
+            )
         for layers, motion in ((self.motion_in, motion_in), (self.motion_out, motion_out)):
             if layers is not None:
                 assert motion is not None
-                told = told + layers(motion_features(motion).to(dtype))
+                told = told + layers(self._on_device(motion_features(motion)))
         return told
+
+    def _on_device(self, features: Tensor) -> Tensor:
+        """Sines of few numbers are made where the numbers are, on the host."""
+        weight = self.when.weight
+        return to_device(features, weight.device).to(weight.dtype)
 
 
 def _mlp(width: int) -> nn.Sequential:

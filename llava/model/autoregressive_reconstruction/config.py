@@ -29,6 +29,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "loss_type": ("mse", "smooth_l1", "l1", "cosine"),
     "condition_on_action": ("none", "history", "answer"),
     "site": ("visual", "answer", "both"),
+    "weight_decay": ("none", "linear"),
     "control": (None, "current_frame", "other_clip", "detached_states", "frozen_predictor"),
 }
 """Option -> the words that it takes."""
@@ -62,6 +63,11 @@ class ReconstructionConfig:
         geometry_dim: width of a second target per token, such as depth; None = there is none.
         geometry_weight: factor of the second target's loss beside the first.
         teacher_chunk: pictures that the teacher encodes at a time.
+        max_loss_ratio: cap of loss_weight x auxiliary / main loss; above it the weight shrinks. None = no cap.
+        gradient_share: the weight follows this share of the main loss's gradient norm instead of staying loss_weight.
+        weight_decay: "linear" lowers the weight to 0 over the training.
+        gradient_every: optimizer steps between two measurements of both gradients, 0 = never.
+        auxiliary_only: leave the main loss out: a stage on video without text.
         control: arm of an experiment: the current frame or another clip's frame as target, states without gradient,
             or a predictor that stays as it was initialised.
     """
@@ -93,6 +99,11 @@ class ReconstructionConfig:
     geometry_dim: int | None = None
     geometry_weight: float = 1.0
     teacher_chunk: int = 64
+    max_loss_ratio: float | None = None
+    gradient_share: float | None = None
+    weight_decay: str = "none"
+    gradient_every: int = 100
+    auxiliary_only: bool = False
     control: str | None = None
 
     def __post_init__(self) -> None:
@@ -140,9 +151,14 @@ class ReconstructionConfig:
         width = self.predictor_dim
         if width not in ("language", "vision") and (not isinstance(width, int) or width < 1):
             raise ValueError(f"predictor_dim is {width!r}, expected 'language', 'vision' or a number of at least 1")
-        for name in ("loss_weight", "geometry_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a finite number of at least 0")
+        for name in ("loss_weight", "geometry_weight", "max_loss_ratio", "gradient_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}, expected a finite number of at least 0")
+        if not isinstance(self.gradient_every, int) or self.gradient_every < 0:
+            raise ValueError(f"gradient_every is {self.gradient_every!r}, expected a number of steps, or 0 for never")
+        if self.gradient_share is not None and not self.gradient_every:
+            raise ValueError("gradient_share is set and gradient_every is 0, expected at least 1: it must be measured")
 
     def _check_combinations(self) -> None:
         if self.condition_on_action == "answer" and self.site == "visual":

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from llava.model.autoregressive_reconstruction.clips import NOT_IN_SEQUENCE
+from llava.model.autoregressive_reconstruction.clips import NOT_IN_SEQUENCE, to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def _visible_columns(
 def _gather_columns(states: Tensor, columns: Int[Tensor, "v c"], rows: Tensor | None) -> Float[Tensor, "v c d"]:
     clip_rows = torch.arange(len(columns)) if rows is None else rows
     flat = (clip_rows[:, None] * states.shape[1] + columns).flatten()
-    chosen = states.flatten(0, 1).index_select(0, flat.to(states.device))
+    chosen = states.flatten(0, 1).index_select(0, to_device(flat, states.device))
     return chosen.unflatten(0, columns.shape)
 
 
@@ -98,5 +98,5 @@ def _plan_masks(states: Tensor, visible: Bool[Tensor, "v q c"]) -> LanguageConte
     return LanguageContext(
         states=states,
         stops=tuple(stops),
-        masks=tuple(None if bool(mask.all()) else mask.to(states.device) for mask in masks),
+        masks=tuple(None if bool(mask.all()) else to_device(mask, states.device) for mask in masks),
     )

@@ -72,23 +72,23 @@ class SkillSums:
 
 
 @torch.no_grad()
-def skill_sums(
+def frame_skills(
     predicted: Float[Tensor, "v q p d"],
     target: Float[Tensor, "v q p d"],
     current: Float[Tensor, "v q p d"],
     is_item: Bool[Tensor, "v q"],
-) -> SkillSums:
-    """See `SkillSums`; "current" is the frame from which the prediction was made."""
-    count = is_item.sum()
-    mean = torch.where(is_item[..., None, None], target, 0.0).sum(dim=(0, 1, 2)) / (count * target.shape[2]).clamp(
-        min=1
-    )
+) -> Float[Tensor, "4 v q"]:
+    """Per frame what `SkillSums` sums, in the order of its attributes; "current" is the frame predicted from."""
+    count = (is_item.sum() * target.shape[2]).clamp(min=1)
+    mean = torch.where(is_item[..., None, None], target, 0.0).sum(dim=(0, 1, 2)) / count
     centred = F.cosine_similarity(predicted - mean, target - mean, dim=-1).mean(dim=-1)
     delta = F.cosine_similarity(predicted - current, target - current, dim=-1).mean(dim=-1)
-    return SkillSums(
-        num_items=count.float(),
-        squared_error=masked_sum(frame_errors(predicted, target, "mse"), is_item),
-        copy_squared_error=masked_sum(frame_errors(current, target, "mse"), is_item),
-        centred_cosine=masked_sum(centred, is_item),
-        delta_cosine=masked_sum(delta, is_item),
-    )
+    errors = [frame_errors(guess, target, "mse") for guess in (predicted, current)]
+    return torch.stack([*errors, centred, delta])
+
+
+def skill_sums(per_frame: Float[Tensor, "4 v q"], chosen: Bool[Tensor, "c v q"]) -> list[SkillSums]:
+    """Over the frames that each of the c rows chooses."""
+    values = torch.cat([torch.ones_like(per_frame[:1]), per_frame])
+    sums = torch.where(chosen[:, None], values, 0.0).sum(dim=(-2, -1))  # [C, 5]
+    return [SkillSums.unstack(of_class) for of_class in sums]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llava.model.autoregressive_reconstruction.attention import FrameBlocks, plan_blocks
 from llava.model.autoregressive_reconstruction.checks import check_context, check_features, check_geometry, check_width
-from llava.model.autoregressive_reconstruction.clips import VideoClips, describe_clips
+from llava.model.autoregressive_reconstruction.clips import VideoClips, describe_clips, to_device
 from llava.model.autoregressive_reconstruction.conditions import FrameConditions
 from llava.model.autoregressive_reconstruction.config import ReconstructionConfig
 from llava.model.autoregressive_reconstruction.context import LanguageContext, cut_context, gather_slots
@@ -103,6 +103,7 @@ class AutoregressiveReconstructionModule(nn.Module):
         video_frames: Frames | None = None,
         *,
         frame_features: Float[Tensor, "..."] | None = None,
+        features_of_teacher: bool = False,
         frame_end_positions: PerFrame = None,
         answer_end_positions: PerFrame = None,
         frame_times: PerFrame = None,
@@ -119,6 +120,7 @@ class AutoregressiveReconstructionModule(nn.Module):
             hidden_states: states of the language model, not detached; None where nothing is fused.
             video_frames: [V, T, 3, H, W]; None, no clip or fewer than two frames give a connected zero.
             frame_features: [V, T, P, D] of a frozen tower that ran already; then no picture is encoded.
+            features_of_teacher: they come from this module's own `teacher`, which may then be a copy.
             geometry: [V, T, n, geometry_dim], NaN = unknown, n any square number of tokens.
             segment_ids, branch_ids: of packed or branched rows, see `model/attention.py`.
 
@@ -139,7 +141,7 @@ class AutoregressiveReconstructionModule(nn.Module):
         )
         self._say_if_frames_alone(check_context(hidden_states, clips, self.config, self.hidden_size))
         check_geometry(geometry, clips.times.shape, self.config.geometry_dim)
-        targets = self._targets(self._features(video_frames, frame_features), clips)
+        targets = self._targets(self._features(video_frames, frame_features, features_of_teacher), clips)
         if geometry is not None:
             assert self.config.geometry_dim is not None
             geometry = make_geometry(geometry, self.target_side**2, self.config.geometry_dim)
@@ -159,7 +161,7 @@ class AutoregressiveReconstructionModule(nn.Module):
         return {site: self._predict_site(plan, targets, rows, geometry) for site, plan in plans.items()}
 
     def _predict_site(self, plan: SitePlan, targets: Tensor, rows: Rows, geometry: Tensor | None) -> SitePrediction:
-        current = targets[:, plan.clips.indices.to(targets.device)]  # [V, Q, P, D]
+        current = targets[:, to_device(plan.clips.indices, targets.device)]  # [V, Q, P, D]
         predicted, second = self._predict(plan, current, rows)
         predicted = current + predicted if self.config.head == "residual" else predicted
         target = self._target_of(plan, targets, current)
@@ -179,8 +181,7 @@ class AutoregressiveReconstructionModule(nn.Module):
         if plan.context_ends is not None:
             assert states is not None
             context = cut_context(states, plan.context_ends, clips.rows, rows.segment_ids, rows.branch_ids)
-        told = [plan.since_start, plan.gap, plan.motion_in, plan.motion_out]
-        conditions = self.conditions(*(None if value is None else value.to(device) for value in told))
+        conditions = self.conditions(plan.since_start, plan.gap, plan.motion_in, plan.motion_out)
         inputs = current if self.config.predictor_input == "teacher" else self._slots(states, clips)
         return self.predictor(inputs, conditions, self._blocks(plan, device), context)
 
@@ -202,19 +203,20 @@ class AutoregressiveReconstructionModule(nn.Module):
 
     # ---- targets ----
 
-    def _features(self, frames: Tensor | None, features: Tensor | None) -> Float[Tensor, "v t n d"]:
+    def _features(self, frames: Tensor | None, features: Tensor | None, of_teacher: bool) -> Float[Tensor, "v t n d"]:
         if features is None:
             assert frames is not None
-            return self.teacher(frames)
+            return self.teacher.encode(frames)
         teacher = self.teacher
-        fit = {"is_shared": teacher.is_shared, "num_patches": teacher.num_patches, "width": self.embedding_dim}
+        is_known = teacher.is_shared or of_teacher
+        fit = {"is_known": is_known, "num_patches": teacher.num_patches, "width": self.embedding_dim}
         check_features(features, frames, **fit)
         return features
 
     def _targets(self, features: Tensor, clips: VideoClips) -> Float[Tensor, "v t p d"]:
         """Padding is zero, whatever pictures stood there."""
         targets = make_targets(features, self.config.target_pool, self.config.target_norm)
-        return torch.where(clips.is_real.to(targets.device)[..., None, None], targets, 0.0)
+        return torch.where(to_device(clips.is_real, targets.device)[..., None, None], targets, 0.0)
 
     def _target_of(self, plan: SitePlan, targets: Tensor, current: Tensor) -> Float[Tensor, "v q p d"]:
         """The frame to be predicted, or what a control puts in its place."""
@@ -224,12 +226,12 @@ class AutoregressiveReconstructionModule(nn.Module):
             if len(targets) < 2:
                 raise ValueError("control is 'other_clip' and the batch has 1 clip, expected at least 2; batch more")
             targets = targets.roll(1, dims=0)
-        return gather_frames(targets, plan.targets.to(targets.device))
+        return gather_frames(targets, to_device(plan.targets, targets.device))
 
     def _geometry_errors(self, plan: SitePlan, change: Tensor, geometry: Tensor) -> Float[Tensor, "v q"]:
         """Error of the second target; 0 where it is unknown in either frame."""
-        now = geometry[:, plan.clips.indices.to(geometry.device)]
-        later = gather_frames(geometry, plan.targets.to(geometry.device))
+        now = geometry[:, to_device(plan.clips.indices, geometry.device)]
+        later = gather_frames(geometry, to_device(plan.targets, geometry.device))
         is_known = ~(now.isnan() | later.isnan()).flatten(2).any(dim=2)
         now, later = (torch.where(is_known[..., None, None], value, 0.0) for value in (now, later))
         predicted = now + change if self.config.head == "residual" else change
@@ -254,7 +256,7 @@ class AutoregressiveReconstructionModule(nn.Module):
         zero = sum((0.0 * output.sum() for output in outputs if output is not None), moment.sum())
         if hidden_states is not None:
             zero = zero + 0.0 * hidden_states[:, :1].float().sum()
-        return ReconstructionOutput(loss_sum=zero, num_items=0, skill=SkillSums.zero(device), sites={})
+        return ReconstructionOutput(loss_sum=zero, num_items=0, skill=SkillSums.zero(device), by_motion={}, sites={})
 
 
 def create_autoregressive_reconstruction_module(

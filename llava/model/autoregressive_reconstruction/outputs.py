@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llava.model.autoregressive_reconstruction.losses import SkillSums, masked_sum, skill_sums
+from llava.model.autoregressive_reconstruction.clips import to_device
+from llava.model.autoregressive_reconstruction.losses import SkillSums, frame_skills, masked_sum, skill_sums
 from llava.model.autoregressive_reconstruction.plan import SitePlan
 from llava.model.loss import normalise
 
@@ -41,12 +42,14 @@ class ReconstructionOutput:
         loss_sum: unweighted; always connected to every parameter of the predictor.
         num_items: predicted frames.
         skill: error beside that of copying the current frame.
+        by_motion: the same per class of executed motion (`SitePlan.motion_classes`), as far as motions are known.
         sites: per site what was predicted; empty for a batch without video.
     """
 
     loss_sum: Float[Tensor, ""]
     num_items: int
     skill: SkillSums
+    by_motion: Mapping[str, SkillSums]
     sites: Mapping[str, SitePrediction]
 
     def loss(self, num_items_in_batch: int | Tensor | None = None) -> Float[Tensor, ""]:
@@ -78,13 +81,22 @@ class ReconstructionOutput:
 def sum_up(sites: Mapping[str, SitePrediction]) -> ReconstructionOutput:
     """Over the sites and all their predicted frames."""
     losses, skills = [], []
+    by_motion: dict[str, SkillSums] = {}
     for site in sites.values():
-        is_item = site.plan.is_item.to(site.errors.device)
-        losses.append(masked_sum(site.errors, is_item))
-        skills.append(skill_sums(site.predicted.detach(), site.target, site.current, is_item))
+        plan, device = site.plan, site.errors.device
+        classes = plan.motion_classes()
+        chosen = torch.stack([plan.is_item, *(plan.is_item & moved for moved in classes.values())])  # [C, V, Q]
+        chosen = to_device(chosen, device)
+        losses.append(masked_sum(site.errors, chosen[0]))
+        per_frame = frame_skills(site.predicted.detach(), site.target, site.current, chosen[0])
+        overall, *of_classes = skill_sums(per_frame, chosen)
+        skills.append(overall)
+        for name, sums in zip(classes, of_classes, strict=True):
+            by_motion[name] = by_motion[name] + sums if name in by_motion else sums
     return ReconstructionOutput(
         loss_sum=torch.stack(losses).sum(),
         num_items=sum(int(site.plan.is_item.sum()) for site in sites.values()),
         skill=reduce(add, skills),
+        by_motion=by_motion,
         sites=sites,
     )

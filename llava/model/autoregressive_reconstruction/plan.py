@@ -45,6 +45,15 @@ class SitePlan:
     motion_in: Float[Tensor, "v q 3"] | None
     motion_out: Float[Tensor, "v q 3"] | None
 
+    def motion_classes(self) -> dict[str, Bool[Tensor, "v q"]]:
+        """How the robot really moved on the way to each target, told or not; empty where no motions are known."""
+        if self.clips.motions is None:
+            return {}
+        motion = motion_between(self.clips, self.clips.indices.expand_as(self.targets), self.targets)
+        forward, turn = motion[..., 0].abs() > 0, motion[..., 1].abs() > 0  # NaN compares as False
+        still = ~motion.isnan().any(dim=-1) & ~forward & ~turn
+        return {"forward": forward & ~turn, "turn": turn & ~forward, "both": forward & turn, "still": still}
+
 
 def plan_site(clips: VideoClips, config: ReconstructionConfig, site: str) -> SitePlan:
     """See `SitePlan`.

@@ -22,14 +22,20 @@ class FrozenVisionEmbeddingProcessor(nn.Module):
 
     The tower is no submodule: it appears in no state dict, no optimizer and no wrapper of a distributed run. A tower
     that is trained is copied as it is now; one that is frozen is used as it is (`is_shared`), not copied.
+
+    Attributes:
+        of_training: what a checkpoint says of the teacher of its training, where this one only measures; else None.
     """
 
     tower: Any
+    of_training: dict[str, Any] | None
 
     def __init__(self, vision_tower: nn.Module, *, chunk_size: int = 64) -> None:
         super().__init__()
         self.is_shared = not is_trainable(vision_tower)
         self.chunk_size = chunk_size
+        self.of_training = None
+        self._fingerprint: str | None = None
         tower = vision_tower if self.is_shared else _frozen_copy(vision_tower)
         object.__setattr__(self, "tower", tower)
 
@@ -41,9 +47,14 @@ class FrozenVisionEmbeddingProcessor(nn.Module):
     def num_patches(self) -> int:
         return self.tower.num_patches
 
-    @torch.no_grad()
     def forward(self, video_frames: Frames) -> Float[Tensor, "v t p d"]:
+        return self.encode(video_frames)
+
+    @torch.no_grad()
+    def encode(self, video_frames: Frames) -> Float[Tensor, "v t p d"]:
         """Features of V clips of T frames, chunk by chunk.
+
+        No module call: ZeRO-3 expects the same modules in the same order on every rank, and some have no clip.
 
         Raises:
             ValueError: for frames of another rank, number of channels or size, or if a shared tower is trained by now.
@@ -56,7 +67,20 @@ class FrozenVisionEmbeddingProcessor(nn.Module):
         return features.unflatten(0, (num_clips, num_frames))
 
     def fingerprint(self) -> str:
-        """Hash of the weights: two teachers of the same hash give the same targets."""
+        """Hash of the weights: two teachers of the same hash give the same targets. Computed once: they never change,
+        but an engine may spread them over ranks later."""
+        if self._fingerprint is None:
+            self._fingerprint = self._hash()
+        return self._fingerprint
+
+    def replace(self, vision_tower: nn.Module) -> None:
+        """Takes the weights of another tower of the same sizes: those with which a resumed run began."""
+        if self.is_shared:
+            raise ValueError("the teacher is the live tower, found another one to replace it; freeze nothing, or both")
+        self.tower.load_state_dict(vision_tower.state_dict())
+        self._fingerprint = None
+
+    def _hash(self) -> str:
         digest = hashlib.sha256()
         for name, weight in sorted(self.tower.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llava.model.checkpoints import autoregressive
 from llava.model.checkpoints.base_and_change import find_weight, weights_of, write_over
 from llava.model.checkpoints.stored import StoredTensor, open_tensors, read_headers, read_json
 from llava.model.checkpoints.three_folder import make_generation_config_valid
@@ -203,16 +204,18 @@ def write_adapter(
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if state_dict is None else state_dict
-    freed = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    freed = {name for name in trained if not autoregressive.is_of_predictor(name)}
     lacking = sorted(freed - state.keys())
     if lacking:
         raise ValueError(
             f"the gathered weights lack {lacking[0]}; for ZeRO-3 its configuration needs "
             '"stage3_gather_16bit_weights_on_model_save": true'
         )
+    autoregressive.write(model, root, state_dict)
     _write_weights(root, state, freed, adapter)
     _write_settings(root, model, adapter)
-    _write_sample(root, state, model, freed | adapter.changed)
+    _write_sample(root, state, model, trained | adapter.changed)
 
 
 def _write_weights(root: Path, state: Mapping[str, Tensor], freed: set[str], adapter: AdapterOnBase) -> None:
@@ -257,7 +260,8 @@ def _write_settings(root: Path, model: LlavaCausalLM, adapter: AdapterOnBase) ->
 def _write_sample(root: Path, state: Mapping[str, Tensor], model: LlavaCausalLM, changed: set[str]) -> None:
     """A few values of weights that are those of the base, spread over the model."""
     floats = (name for name, parameter in model.named_parameters() if parameter.is_floating_point())
-    frozen = [name for name in floats if name in state and not {name, plain_name(name)} & changed]
+    kept = [name for name in floats if name in state and not autoregressive.is_of_predictor(name)]
+    frozen = [name for name in kept if not {name, plain_name(name)} & changed]
     chosen = frozen[:: max(len(frozen) // SAMPLED_WEIGHTS, 1)]
     sample = {plain_name(name): _spread(state[name]) for name in chosen}
     (root / SAMPLE).write_text(json.dumps(sample, indent=1) + "\n", encoding="utf-8")

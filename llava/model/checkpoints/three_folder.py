@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import AutoConfig
 
-from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions
+from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions, autoregressive
 from llava.model.checkpoints.assemble import compare_vision, read_tokenizer
 from llava.model.checkpoints.card import own_card, write_card
 from llava.model.checkpoints.keys import require_part
@@ -132,7 +132,7 @@ def write(
     state_dict: Mapping[str, Tensor] | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
-    """Writes the three folders and a model card where none is.
+    """Writes the three folders, `autoregressive/` of a model that has it, and a model card where none is.
 
     state_dict (names of the whole model) replaces the model's weights, as under ZeRO-3.
     """
@@ -149,6 +149,7 @@ def write(
     if model.image_processor is not None:
         model.image_processor.save_pretrained(str(root / "vision_tower"))
     model.config.save_pretrained(str(root))
+    autoregressive.write(model, root, state_dict)
     write_card(root, own_card(model))
 
 

@@ -17,18 +17,20 @@ from llava.model.attention import (
     position_ids_of,
     resolve_implementation,
 )
+from llava.model.autoregressive_reconstruction.batches import Clips, outputs_of, reconstruct
+from llava.model.autoregressive_reconstruction.outputs import ReconstructionOutput
 from llava.model.checkpoints import ReadOptions, read_checkpoint
 from llava.model.checkpoints.three_folder import write
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.language_model.builder import build_llm
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.loss import normalise, supervised_loss_sum, supervised_rows
-from llava.model.media_embedding import placeholders_are_expanded, unify_image_token
+from llava.model.media_embedding import as_batch, placeholders_are_expanded, unify_image_token
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
 from llava.model.multimodal_projector.base_projector import MultimodalProjector
 from llava.model.multimodal_projector.builder import build_mm_projector
-from llava.model.outputs import LlavaOutput
+from llava.model.outputs import LlavaOutput, ReconstructionTerm
 from llava.utils.registry import suggest
 
 
@@ -89,6 +91,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         self.llm = parts.llm
         self.vision_tower = parts.vision_tower
         self.mm_projector = parts.mm_projector
+        self.autoregressive_reconstruction = None
         self.store_part_settings()
         self.post_init()
 
@@ -155,8 +158,11 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         branch_ids: Int[Tensor, "b s"] | None = None,
         frame_ids: Int[Tensor, "b s"] | None = None,
         video_frames: Any = None,
+        clips: Clips | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Any = None,
+        num_reconstruction_items: Any = None,
+        autoregressive_weight: float | None = None,
         logits_to_keep: int | Int[Tensor, "k"] = 0,
         sample_ids: list[str] | None = None,
         image_sizes: Int[Tensor, "n 2"] | None = None,
@@ -171,21 +177,30 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
             labels: label i is the token at i; it is predicted by the last token before it that it may see.
             segment_ids: samples packed in a row, counted from 0, -1 = padding. branch_ids: see `model/attention.py`.
             num_items_in_batch: supervised tokens of the whole step; the loss is then sum / this, else a mean.
+            video_frames: [V, T, 3, H, W] for the next-frame loss alone; clips: `batch.ClipBatch`, which frames of the
+                batch are clips, where and when. Both are read by a training pass of a model that learns to predict.
+            num_reconstruction_items: predicted frames of the whole step, as num_items_in_batch for tokens.
+            autoregressive_weight: in place of the configured loss_weight.
             logits_to_keep: last n columns, or indices of columns, whose logits are wanted; 0 = all.
 
         A training pass with labels runs the language head on supervised rows only and returns no logits.
         """
         if self.training:
             self.freeze_to_eval()
-        if inputs_embeds is None:
-            if input_ids is None:
-                raise ValueError("forward needs input_ids or inputs_embeds, found neither")
-            inputs_embeds, attention_mask, position_ids, labels = self._embed(
-                input_ids, images, image_sizes, attention_mask, position_ids, labels, segment_ids, branch_ids
-            )
+        predictor = self.autoregressive_reconstruction if self.training and labels is not None else None
+        shares = predictor is not None and clips is not None and predictor.teacher.is_shared
+        with outputs_of(self.vision_tower, wanted=shares) as tower_features:
+            if inputs_embeds is None:
+                if input_ids is None:
+                    raise ValueError("forward needs input_ids or inputs_embeds, found neither")
+                inputs_embeds, attention_mask, position_ids, labels = self._embed(
+                    input_ids, images, image_sizes, attention_mask, position_ids, labels, segment_ids, branch_ids
+                )
         segments, branches = self._segments(inputs_embeds, attention_mask, past_key_values, segment_ids, branch_ids)
         kwargs.pop("return_dict", None)
         arguments = self._attention(inputs_embeds, attention_mask, position_ids, segments, branches)
+        if predictor is not None and predictor.config.aux_layer != -1:
+            kwargs["output_hidden_states"] = True
         decoded = self.llm.get_decoder()(
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
@@ -195,6 +210,18 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         )
         is_token = attention_mask if segments is None else segments != PADDING_SEGMENT
         output = self._head_and_loss(decoded, is_token, labels, segments, branches, num_items_in_batch, logits_to_keep)
+        if predictor is not None:
+            found = reconstruct(
+                predictor,
+                _states_of(decoded, predictor.config.aux_layer),
+                images=None if images is None else as_batch(images),
+                tower_features=tower_features[0] if tower_features else None,
+                video_frames=video_frames,
+                clips=clips,
+                segment_ids=segments,
+                branch_ids=branches,
+            )
+            self._add_reconstruction(output, found, num_reconstruction_items, autoregressive_weight)
         output.past_key_values = decoded.past_key_values if use_cache else None
         output.hidden_states = decoded.get("hidden_states")
         return output
@@ -303,6 +330,20 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
                 output.loss_terms[name] = shared.detach()
         return output
 
+    def _add_reconstruction(
+        self, output: LlavaOutput, found: ReconstructionOutput, num_items: Any, weight: float | None
+    ) -> None:
+        assert self.autoregressive_reconstruction is not None
+        assert output.loss is not None and output.loss_terms is not None
+        config = self.autoregressive_reconstruction.config
+        weight = config.loss_weight if weight is None else weight
+        loss = found.loss(num_items)
+        output.loss = (0.0 if config.auxiliary_only else 1.0) * output.loss + weight * loss
+        output.loss_terms["autoregressive_loss"] = loss.detach()
+        output.reconstruction = ReconstructionTerm(
+            loss=loss, weight=weight, skill=found.skill, by_motion=found.by_motion
+        )
+
     def to_logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """The language head with the soft cap of Gemma 2; a family that does more behind its head overrides this."""
         head: Any = self.llm.get_output_embeddings()
@@ -315,6 +356,18 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         is_token [B, S] is False on padding; None = there is none.
         """
         return {}
+
+
+def _states_of(decoded: Any, layer: int) -> Tensor:
+    """Hidden states [B, S, D] behind a layer as transformers counts: 0 = embeddings, -1 = behind the last norm."""
+    if layer == -1:
+        return decoded.last_hidden_state
+    states = decoded.hidden_states
+    if not -len(states) <= layer < len(states):
+        raise ValueError(
+            f"aux_layer is {layer}, the language model has hidden states {-len(states)}..{len(states) - 1}"
+        )
+    return states[layer]
 
 
 def _settings(part: PreTrainedModel) -> dict[str, Any]:

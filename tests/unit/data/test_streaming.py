@@ -11,7 +11,8 @@ from PIL import Image
 
 from llava.constants import IGNORE_INDEX
 from llava.data.collate import DataCollator
-from llava.data.dataset_impl.streaming import Decision, StreamingDataset, Window, cut_windows, join_episodes
+from llava.data.dataset_impl.episodes import Decision, Window, cut_windows, join_episodes
+from llava.data.dataset_impl.streaming import StreamingDataset
 from llava.data.utils import BrokenSampleError
 from tests.unit.data.toys import FORWARD, LEFT, SIZE, STOP, episode_records, grey, record
 

@@ -68,11 +68,11 @@ def test_streaming_hangs_every_answer_and_question_on_a_branch_of_its_own():
     assert StreamingFormat().training_pieces("go to the red ball .", steps) == [
         Piece(text="Your task is: Go to the red ball.\n"),
         Piece(frame=0),
-        Piece(text="↑↑<|eot_id|>", supervised=True, branch=1),
+        Piece(text="↑↑<|eot_id|>", supervised=True, branch=1, answer_to=0),
         Piece(text="Where is the red ball?", branch=2),
         Piece(text="left<|eot_id|>", supervised=True, branch=2),
         Piece(frame=3),
-        Piece(text="STOP<|eot_id|>", supervised=True, branch=3),
+        Piece(text="STOP<|eot_id|>", supervised=True, branch=3, answer_to=3),
     ]
 
 
@@ -117,7 +117,9 @@ def test_a_wrong_stored_form_says_what_was_meant(config, error, words):
         build_prompt_format(config)
 
 
-@pytest.mark.parametrize("fields", [{}, {"text": "a", "frame": 0}, {"frame": 0, "branch": 1}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"text": "a", "frame": 0}, {"frame": 0, "branch": 1}, {"frame": 0, "answer_to": 0}]
+)
 def test_an_impossible_piece_is_refused(fields):
     with pytest.raises(ValueError, match=r"piece|frame"):
         Piece(**fields)
@@ -126,7 +128,7 @@ def test_an_impossible_piece_is_refused(fields):
 def test_an_answer_may_say_where_the_goal_is_before_it_says_what_to_do():
     form = StreamingFormat(names_place=True)
     pieces = form.training_pieces("Go.", [Step(frame=0, action=FORWARD_2, place="52")])
-    assert pieces[-1] == Piece(text="52↑↑<|eot_id|>", supervised=True, branch=1)
+    assert pieces[-1] == Piece(text="52↑↑<|eot_id|>", supervised=True, branch=1, answer_to=0)
     assert form.read_action("52↑↑") == FORWARD_2
     assert form.read_action("51STOP") == STOP
     assert build_prompt_format(form.to_config()) == form

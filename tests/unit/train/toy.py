@@ -7,6 +7,7 @@ from torch.utils.data import Dataset
 
 from llava.batch import Sample
 from llava.constants import IGNORE_INDEX
+from llava.data.clips import make_clip
 from llava.model.builder import build_model
 
 IMAGE_TOKEN = 31
@@ -52,3 +53,46 @@ class ToyData(Dataset[Sample]):
         labels[: 4 + len(text) // 2] = IGNORE_INDEX
         picture = torch.randint(0, 256, (1, 3, 16, 16), generator=random, dtype=torch.uint8)
         return Sample(input_ids=ids, labels=labels, images=picture, sample_id=str(index))
+
+
+class ToyClips(Dataset[Sample]):
+    """Sample i: 2 to 4 random pictures (4 slots each), each followed by two tokens of which the second is trained.
+
+    Between its pictures a robot goes 0.25 m ahead, then turns by 15 degrees, in turns. Every `blank`-th sample has one
+    picture and no clip.
+    """
+
+    def __init__(self, size: int, *, blank: int = 0, image_token: int = IMAGE_TOKEN) -> None:
+        self.size, self.blank, self.image_token = size, blank, image_token
+        self.lengths = [len(self[i]["input_ids"]) for i in range(size)]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        random = torch.Generator().manual_seed(index)
+        count = 1 if self.blank and index % self.blank == 0 else 2 + index % 3
+        text = torch.randint(0, IMAGE_TOKEN, (count, 2), generator=random)
+        ids = torch.cat([torch.full((count, 4), self.image_token), text], dim=1)  # [count, 6]
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        labels[:, 5] = ids[:, 5]
+        sample = Sample(
+            input_ids=ids.flatten(),
+            labels=labels.flatten(),
+            frame_ids=torch.arange(count).repeat_interleave(6),
+            images=torch.randint(0, 256, (count, 3, 16, 16), generator=random, dtype=torch.uint8),
+            sample_id=f"clip {index}",
+        )
+        motions = torch.tensor([[0.25, 0.0, 1.0], [0.0, 15.0, 1.0]]).repeat(2, 1)[:count]
+        motions[-1] = torch.nan
+        clip = make_clip(
+            range(count),
+            [float(t) for t in range(count)],
+            motions=motions,
+            answer_ends={t: 6 * t + 5 for t in range(count - 1)},
+        )
+        if clip is not None:
+            sample["clip"] = clip
+        return sample
