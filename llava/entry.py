@@ -20,7 +20,8 @@ def load(
     Args:
         model_base: folder of the base model, for checkpoints that hold a difference to one.
         devices: CUDA devices to spread the model over; None = the first one, or the CPU where there is none.
-        kwargs: dtype, attn_implementation, load_8bit, load_4bit, device, device_map.
+        kwargs: dtype, attn_implementation, load_8bit, load_4bit, device, device_map; surprise=True (and teacher, see
+            `load_pretrained_model`) for `model.frame_surprise`.
     """
     from llava.model.builder import load_pretrained_model
 

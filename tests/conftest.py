@@ -10,6 +10,10 @@ from jaxtyping import install_import_hook
 _hook = install_import_hook("llava", "beartype.beartype")
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("any machine", deadline=None)  # a busy one is slow, not wrong
+settings.load_profile("any machine")
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 

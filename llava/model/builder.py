@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from llava.model.checkpoints import ReadOptions, find_layout, read_checkpoint, resolve_folder
+from llava.model.checkpoints import ReadOptions, autoregressive, find_layout, read_checkpoint, resolve_folder
 from llava.model.checkpoints.stored import read_config
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.language_model import language_models
@@ -77,6 +77,8 @@ def load_pretrained_model(
     load_4bit: bool = False,
     device_map: Any = None,
     device: str | None = None,
+    surprise: bool = False,
+    teacher: str | Path | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
     """Reads a checkpoint of any known layout, or a plain language model.
@@ -84,12 +86,16 @@ def load_pretrained_model(
     Args:
         model_name: accepted as documented; nothing is decided by a name.
         device: "cpu", "cuda", "cuda:1"; None = CUDA where there is one. device_map: as transformers takes it, wins.
+        surprise: also build the predictor of the next frame, for `model.frame_surprise`; its vision tower is frozen.
+        teacher: checkpoint from which the training of a tuned tower began; its tower gives the features to predict.
         kwargs: dtype, attn_implementation, quantization_config, vision_tower, cache_dir; with load_8bit or load_4bit
             the settings of BitsAndBytesConfig too, such as llm_int8_threshold or bnb_4bit_quant_type.
 
     Returns:
         (tokenizer, model, image_processor, context_len); image_processor is None for a plain language model.
     """
+    if teacher is not None and not surprise:
+        raise ValueError(f"teacher is {str(teacher)!r} and surprise False; give surprise=True, or leave teacher out")
     device_map = device_map or {"": device or ("cuda" if torch.cuda.is_available() else "cpu")}
     settings = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(("llm_int8_", "bnb_4bit_"))}
     if settings and not (load_8bit or load_4bit):
@@ -100,9 +106,14 @@ def load_pretrained_model(
         kwargs["quantization_config"] = quantization(load_4bit=load_4bit, **settings)
     options = ReadOptions(model_base=model_base, device_map=device_map, **kwargs)
     folder = resolve_folder(model_path, options.cache_dir)
+    if surprise:
+        autoregressive.read_settings(folder)  # before the weights: refusing takes no time
     if find_layout(folder) is None and is_language_model(folder):
         return _load_language_model(str(folder), options)
     model = read_checkpoint(folder, options)
+    if surprise:
+        given = None if teacher is None else read_checkpoint(teacher, ReadOptions(dtype=options.dtype)).vision_tower
+        autoregressive.attach(model, folder, given)
     return model.tokenizer, model, model.image_processor, context_length(model.llm)
 
 

@@ -45,6 +45,16 @@ def start(command: Command, *, log: Path, threads: int, token: str, cwd: Path) -
         )
 
 
+def stop_on_signals() -> None:
+    """Ctrl-C, an end by the system and a lost terminal all raise KeyboardInterrupt in the main thread."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
 def signal_group(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)

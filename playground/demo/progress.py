@@ -12,6 +12,8 @@ from pathlib import Path
 from playground.demo.phases import Phase, Progress
 
 TAIL_BYTES = 4096
+PROGRESS_FILE = "progress.jsonl"
+"""In the output folder of a training: one line per log line."""
 COUNT = re.compile(r"\b(\d+)/(\d+) episodes")
 """What `vila-world` and `vila-eval` print while they work."""
 
@@ -39,14 +41,20 @@ def last_record(path: Path) -> dict:
     return {}
 
 
+def all_records(path: Path) -> list[dict]:
+    """Every complete line of a JSON-lines file, oldest first; [] when there is none."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
 def training_progress(folder: Path) -> Callable[[], Progress | None]:
     """Reads `progress.jsonl` of a training run: {step, total, share, loss, tokens_per_second, eta, ...}."""
 
     def read() -> Progress | None:
-        record = last_record(folder / "progress.jsonl")
+        record = last_record(folder / PROGRESS_FILE)
         if not record:
             return None
-        age = time.time() - (folder / "progress.jsonl").stat().st_mtime
+        age = time.time() - (folder / PROGRESS_FILE).stat().st_mtime
         left = max(0.0, record["eta"] - age) if record.get("eta") is not None else None
         notes = [f"step {record['step']}"] if "step" in record else []
         if record.get("loss") is not None and math.isfinite(record["loss"]):

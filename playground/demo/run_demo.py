@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.table import Table
 
 from playground.demo.display import Display, clock
 from playground.demo.plan import available_cores, make_plan
+from playground.demo.processes import stop_on_signals
 from playground.demo.profiles import PROFILES, Profile, shortened, with_overrides
 from playground.demo.report.data import MEASURES, RunData, rate_of
 from playground.demo.report.load import load_run, save_profile
@@ -110,16 +110,11 @@ def run(profile: Profile, run_dir: Path, *, cores: int, console: Console) -> Non
     console.print(f"report: {run_dir / 'report.html'}", style="bold", soft_wrap=True)
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 = everything is there, 1 = a phase failed, 2 = a mistake in the call, 130 = interrupted."""
     options = build_parser().parse_args(arguments)
     console = Console(highlight=False, stderr=False)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a lost terminal stops the phases as Ctrl-C does
-        signal.signal(number, _interrupt)
+    stop_on_signals()
     try:
         profile = choose_profile(options)
         run_dir = options.run_dir or Path(profile.run_dir)

@@ -88,8 +88,20 @@ def makespan(phases: tuple[Phase, ...], left: Mapping[str, float], cores: int) -
 class Runner:
     """Brings every phase to `done`, in one pass."""
 
-    def __init__(self, phases: tuple[Phase, ...], run_dir: Path, *, cores: int, display: Display, cwd: Path) -> None:
+    def __init__(
+        self,
+        phases: tuple[Phase, ...],
+        run_dir: Path,
+        *,
+        cores: int,
+        display: Display,
+        cwd: Path,
+        keep_going: bool = False,
+    ) -> None:
+        """keep_going: a phase that fails is said and kept in `failed`; all that does not need it still runs."""
         self.phases, self.run_dir, self.cores, self.display, self.cwd = phases, run_dir, cores, display, cwd
+        self.keep_going = keep_going
+        self.failed: dict[str, str] = {}
         self.ledger = Ledger(run_dir)
         self.hashes = settings_hashes(phases)
         self.decisions: dict[str, Decision] = {}
@@ -101,10 +113,10 @@ class Runner:
         """Run what is missing.
 
         Raises:
-            PhaseFailed: with the end of the log; the others were stopped and go on next time.
+            PhaseFailed: with the end of the log; the others were stopped and go on next time. Never with keep_going.
         """
         try:
-            while len(self.finished) < len(self.phases):
+            while len(self.finished) + len(self.given_up) < len(self.phases):
                 self._start_what_fits()
                 self._look_after_running()
                 self.display.update(*self._situation())
@@ -120,7 +132,16 @@ class Runner:
     @property
     def finished(self) -> set[str]:
         running = {item.phase.name for item in self._running}
-        return set(self.decisions) - running
+        return set(self.decisions) - running - set(self.failed)
+
+    @property
+    def given_up(self) -> set[str]:
+        """Phases that failed, and all that need one of them."""
+        gone = set(self.failed)
+        for phase in self.phases:
+            if gone & set(phase.needs):
+                gone.add(phase.name)
+        return gone
 
     def _start_what_fits(self) -> None:
         for phase in self.phases:
@@ -149,7 +170,10 @@ class Runner:
         self.decisions[phase.name] = decision
         token, log = uuid.uuid4().hex, self.run_dir / "logs" / f"{phase.name}.log"
         self.ledger.write(phase.name, token=token)
-        self._running.append(self._launch(phase, 0, token, log, time.monotonic()))
+        try:
+            self._running.append(self._launch(phase, 0, token, log, time.monotonic()))
+        except PhaseFailed as error:
+            self._give_up(phase, error)
 
     def _launch(self, phase: Phase, index: int, token: str, log: Path, began: float) -> Running:
         command = phase.commands[index]
@@ -166,20 +190,33 @@ class Runner:
             code = item.process.poll()
             if code is None:
                 continue
-            phase = item.phase
-            if code != 0:
-                raise PhaseFailed(self._failure(item, f"ended with exit code {code}"))
-            if item.command + 1 < len(phase.commands):
-                self._running.remove(item)
-                self._running.append(self._launch(phase, item.command + 1, item.token, item.log, item.began))
-                continue
-            missing = [self._short(path) for path in phase.outputs if not path.exists()]
-            if missing:
-                raise PhaseFailed(self._failure(item, f"ended well but left out {', '.join(missing)}"))
             self._running.remove(item)
-            self.ledger.stop(phase, item.elapsed, done=True)
-            self.write_timing()
-            self.display.say(f"  {phase.title}: done in {clock(item.elapsed)} ({self._where(phase)})", "green")
+            try:
+                self._after_command(item, code)
+            except PhaseFailed as error:
+                self.ledger.stop(item.phase, item.elapsed, done=False)
+                self._give_up(item.phase, error)
+
+    def _after_command(self, item: Running, code: int) -> None:
+        """The next command, or the end of the phase."""
+        phase = item.phase
+        if code != 0:
+            raise PhaseFailed(self._failure(item, f"ended with exit code {code}"))
+        if item.command + 1 < len(phase.commands):
+            self._running.append(self._launch(phase, item.command + 1, item.token, item.log, item.began))
+            return
+        missing = [self._short(path) for path in phase.outputs if not path.exists()]
+        if missing:
+            raise PhaseFailed(self._failure(item, f"ended well but left out {', '.join(missing)}"))
+        self.ledger.stop(phase, item.elapsed, done=True)
+        self.write_timing()
+        self.display.say(f"  {phase.title}: done in {clock(item.elapsed)} ({self._where(phase)})", "green")
+
+    def _give_up(self, phase: Phase, error: PhaseFailed) -> None:
+        if not self.keep_going:
+            raise error
+        self.failed[phase.name] = str(error)
+        self.display.say(f"  {error}", "red")
 
     def _failure(self, item: Running, what: str) -> str:
         lines = "\n".join(f"    {line}" for line in tail(item.log).splitlines()[-25:])
@@ -198,7 +235,8 @@ class Runner:
 
     def _situation(self) -> tuple[list[tuple[Phase, float, Progress]], float]:
         running = [(item.phase, item.elapsed, estimate(item.phase, item.elapsed)) for item in self._running]
-        left = {phase.name: 0.0 if phase.name in self.finished else phase.seconds for phase in self.phases}
+        over = self.finished | self.given_up
+        left = {phase.name: 0.0 if phase.name in over else phase.seconds for phase in self.phases}
         for phase, _, progress in running:
             left[phase.name] = max(progress.seconds_left or 0.0, 0.5)
         return running, makespan(self.phases, left, self.cores)
@@ -211,7 +249,7 @@ class Runner:
                 "name": phase.name,
                 "title": phase.title,
                 "seconds": round(markers[phase.name].get("seconds", 0.0), 1),
-                "state": markers[phase.name].get("state", "waiting"),
+                "state": "failed" if phase.name in self.failed else markers[phase.name].get("state", "waiting"),
                 "this_run": self.decisions[phase.name].value if phase.name in self.decisions else "waiting",
                 "threads": min(phase.threads, self.cores),
                 "commands": [str(command) for command in phase.commands],

@@ -122,7 +122,7 @@ class Executed:
         self._recovered: dict[tuple[str, str], ExecutedActions] = {}
         self._frame_per_action = frame_per_action
         self._turn_degrees = turn_degrees
-        self._sentences = SentenceFormat(turn_degrees=turn_degrees)
+        self._sentences = SentenceFormat(turn_degrees=turn_degrees)  # pyright: ignore[reportCallIssue]
 
     @classmethod
     def of(cls, dataset: Dataset, episodes: Iterable[Window], path: str | Path | None) -> Executed | None:

@@ -66,7 +66,8 @@ def clip_errors(
     Args:
         frames: uint8 [T, 3, H, W] or [V, T, 3, H, W] of any size, a `llava.Video`, or a list of pictures.
         prompt: instruction or question; None = an empty one.
-        context: "language" runs the language model over the frames, "none" predicts from frames alone; None = as trained.
+        context: "language" runs the language model over the frames, "none" predicts from frames alone; None = as in
+            training.
         times: [T] or [V, T], in the unit of the training (seconds of a video, steps of a walk); None = those of a video
             file, else 0, 1, 2 ...
         motions: [V, T, 3] as in `VideoClips`; None = unknown.
@@ -109,14 +110,19 @@ def require_predictor(model: Any) -> AutoregressiveReconstructionModule:
             f"the predictor was trained at site '{config.site}', expected 'visual' or 'both': it predicts the outcome "
             "of answers, which a clip alone does not have"
         )
+    require_next_frame(config)
+    if model.training:
+        raise ValueError("the model is in training mode, expected evaluation; call model.eval() first")
+    return module
+
+
+def require_next_frame(config: ReconstructionConfig) -> None:
+    """Refuses arms of an experiment that see the next frame, or are taught another one."""
     if config.control in ("current_frame", "other_clip") or not config.use_frame_causal_mask:
         raise ValueError(
             f"the predictor is an arm of an experiment (control {config.control!r}, use_frame_causal_mask "
             f"{config.use_frame_causal_mask}), expected one that predicts the next frame; load another checkpoint"
         )
-    if model.training:
-        raise ValueError("the model is in training mode, expected evaluation; call model.eval() first")
-    return module
 
 
 def plan_windows(num_frames: int, window: int, overlap: int) -> list[range]:
@@ -207,8 +213,8 @@ def _run_language_model(
     model: LlavaMetaForCausalLM, sequence: FrameSequence, tokens: Float[Tensor, "v t n h"], layer: int
 ) -> Float[Tensor, "v s h"]:
     """Hidden states as the loss reads them in training."""
-    device = model.get_input_embeddings().weight.device
-    ids = sequence.ids.to(device).expand(len(tokens), -1)  # pyright: ignore[reportArgumentType]
+    table: Any = model.get_input_embeddings()
+    ids = sequence.ids.to(table.weight.device).expand(len(tokens), -1)
     embeds = model.embed_multimodal(ids, ids == sequence.image_token_id, tokens.flatten(0, 1))
     decoder: Any = model.llm.get_decoder()
     decoded = decoder(inputs_embeds=embeds, use_cache=False, output_hidden_states=layer != -1)
@@ -298,4 +304,4 @@ def _motions(
     return None if config.condition_on_action == "none" else torch.full((*shape, 3), torch.nan)
 
 
-__all__ = ["ClipErrors", "clip_errors", "frame_surprise", "plan_windows", "require_predictor"]
+__all__ = ["ClipErrors", "clip_errors", "frame_surprise", "plan_windows", "require_next_frame", "require_predictor"]

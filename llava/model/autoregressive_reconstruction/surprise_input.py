@@ -159,8 +159,8 @@ class SequenceLayout:
         two, three = (int(self.lay_out(count).frame_ends[-1]) + 1 for count in (2, 3))
         if two > limit:
             raise ValueError(
-                f"two frames and the prompt take {two} tokens, the language model reads {limit}; shorten the prompt, or "
-                "give context='none'"
+                f"two frames and the prompt take {two} tokens, the language model reads {limit}; shorten the prompt, "
+                "or give context='none'"
             )
         return 2 + (limit - two) // (three - two)
 

@@ -62,6 +62,7 @@ class RunData:
         curves: stage title -> lines of its progress file.
         timing: content of timing.json.
         settings: name -> value, as shown at the end of the page.
+        heat_maps: of the next-frame loss, where a run had it and somebody drew them.
     """
 
     title: str
@@ -71,6 +72,7 @@ class RunData:
     timing: Mapping[str, Any]
     settings: Mapping[str, str]
     machine: Mapping[str, str] = field(default_factory=describe_environment)
+    heat_maps: Sequence[EpisodePicture] = ()
 
     @property
     def levels(self) -> list[str]:

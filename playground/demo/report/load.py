@@ -11,6 +11,7 @@ from typing import Any
 
 from playground.demo.plan import ALIGN, FORMATS, Format, Layout
 from playground.demo.profiles import Level, Profile
+from playground.demo.reconstruction_figures import load_heat_maps
 from playground.demo.report.data import EpisodePicture, Evaluation, RunData, read_json
 
 PROFILE_FILE = "profile.json"
@@ -44,6 +45,12 @@ def load_run(run_dir: Path) -> RunData:
         curves=load_curves(layout),
         timing=read_json(run_dir / "timing.json"),
         settings=settings(layout),
+        heat_maps=[
+            picture
+            for level in profile.levels
+            for form in FORMATS
+            for picture in load_heat_maps(layout.model(form.name, level), f"{form.title}, {level.title}")
+        ],
     )
 
 

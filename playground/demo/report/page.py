@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from playground.demo.display import clock
+from playground.demo.reconstruction_figures import reconstruction_blocks
 from playground.demo.report import charts
 from playground.demo.report.data import MEASURES, Evaluation, RunData, rate_of, rates_on_level, versions
 
@@ -215,7 +216,7 @@ def render(run: RunData) -> str:
     parts = [cards(run)]
     for level in run.levels:
         parts += [results(run, level)]
-    parts += [curves(run)]
+    parts += [curves(run), *(section(*block) for block in reconstruction_blocks(run.curves, run.heat_maps))]
     for level in run.levels:
         parts.append(details(run, level))
     parts += [episodes(run), costs(run), timing(run), facts(run)]

@@ -1,0 +1,1 @@
+"""One file per detector; `scene.detector.build_detector` imports them."""

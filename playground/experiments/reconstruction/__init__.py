@@ -1,0 +1,1 @@
+"""Whether the next-frame loss helps a model that walks: arms, plan, measurements, statistics, page."""

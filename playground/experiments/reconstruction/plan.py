@@ -1,0 +1,216 @@
+"""From a setting to phases: one data set, one aligned checkpoint per seed, then every arm from there.
+
+data ──> align, seed 0 ──┬──> streaming, baseline ──┬──> walks
+                         │                          └──> held-out loss and probes
+                         ├──> streaming, + actions ──> ...
+                         └──> streaming, + actions, as long as the baseline ──> ...
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import llava
+from playground.demo.phases import Command, Phase
+from playground.demo.plan import ALIGN, FORMATS, Format
+from playground.demo.progress import log_progress, training_progress
+from playground.experiments.reconstruction.arms import ARMS, Run
+from playground.experiments.reconstruction.settings import COST_OF_LOSS, Setting
+
+TASK = "navigation-embedded"
+FORMAT = {form.name: form for form in FORMATS}
+PACKAGE = "playground.experiments.reconstruction"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where things stand below a run folder."""
+
+    run_dir: Path
+
+    @property
+    def data(self) -> Path:
+        return self.run_dir / "data"
+
+    def aligned(self, seed: int) -> Path:
+        return self.run_dir / "models" / f"align-s{seed}"
+
+    def model(self, run: Run) -> Path:
+        return self.run_dir / "models" / run.name
+
+    def walks(self, run: Run) -> Path:
+        return self.run_dir / "eval" / run.name
+
+    def walk_results(self, run: Run) -> Path:
+        return self.walks(run) / TASK / "results.json"
+
+    def measured(self, run: Run) -> Path:
+        return self.run_dir / "heldout" / f"{run.name}.json"
+
+    def log(self, phase: str) -> Path:
+        return self.run_dir / "logs" / f"{phase}.log"
+
+
+def make_plan(setting: Setting, run_dir: Path, *, cores: int) -> tuple[Phase, ...]:
+    """All phases, each behind what it needs."""
+    layout = Layout(run_dir=run_dir)
+    phases = [_data(layout, setting, cores)]
+    seen: set[int] = set()
+    for run in setting.runs():
+        if run.seed not in seen:
+            seen.add(run.seed)
+            phases.append(_align(layout, setting, run.seed, cores))
+        phases += [_training(layout, setting, run, cores), _walks(layout, setting, run), _heldout(layout, setting, run)]
+    return tuple(phases)
+
+
+def _data(layout: Layout, setting: Setting, cores: int) -> Phase:
+    size = ("--width", str(setting.image_size), "--height", str(setting.image_size))
+    common = ("vila-world", "write", "--out", str(layout.data), *size, "--threads", "2")  # no matter for the result
+    noise = ("--noise", f"{setting.noise:g}")
+    train = (*common, "--split", "train", "--houses", str(setting.houses), *noise, "--oversample")
+    train += ("--detours", f"{setting.detours:g}") if setting.detours else ()
+    unseen = (*common, "--split", "val_unseen", "--houses", str(setting.episodes), *noise, "--frames", "filmstrip")
+    return Phase(
+        name="data",
+        title="World and data",
+        commands=(Command(argv=train), Command(argv=unseen)),
+        outputs=(layout.data,),
+        seconds=setting.data_seconds,
+        threads=cores,
+        settings=_versions(),
+        progress=log_progress(layout.log("data")),
+    )
+
+
+def _align(layout: Layout, setting: Setting, seed: int, cores: int) -> Phase:
+    output = layout.aligned(seed)
+    flags = (*_flags(layout, setting, ALIGN.name, seed), "--max_steps", str(setting.align_steps))
+    return _training_phase(
+        name=f"align-s{seed}",
+        title=f"Align, seed {seed}: what all arms start from",
+        command=Command(argv=_script(ALIGN, flags), env={"OUTPUT": str(output), "DATA_MIXTURE": ALIGN.mixture}),
+        output=output,
+        seconds=setting.align_steps * setting.step_seconds["align"] + setting.start_seconds,
+        threads=min(setting.threads, cores),
+        needs=("data",),
+    )
+
+
+def _training(layout: Layout, setting: Setting, run: Run, cores: int) -> Phase:
+    form, output, steps = FORMAT[run.format], layout.model(run), setting.steps[run.format]
+    mixture = form.mixture if run.arm.share == 1 else f"{form.mixture}*{run.arm.share:g}"
+    env = {"MODEL": str(layout.aligned(run.seed)), "OUTPUT": str(output), "DATA_MIXTURE": mixture}
+    meter = ("python", "-m", f"{PACKAGE}.metered", str(output), "--unit", setting.cost)
+    needs: tuple[str, ...] = (f"align-s{run.seed}",)
+    flags = (*_flags(layout, setting, run.format, run.seed), *_loss_flags(run))
+    if run.budget == "cost":
+        baseline, twin = _partners(run)
+        meter += ("--as-long-as", str(layout.model(baseline)), "--one-step-like", str(layout.model(twin)))
+        needs += (baseline.name, twin.name)
+    else:
+        flags += ("--max_steps", str(steps))
+    seconds = steps * setting.step_seconds[run.format]
+    seconds *= COST_OF_LOSS if run.arm.keys is not None and run.budget == "steps" else 1.0
+    return _training_phase(
+        name=run.name,
+        title=f"Training, {form.title}, {title_of(run)}, seed {run.seed}",
+        command=Command(argv=(*meter, "--", *_script(form, flags)), env=env),
+        output=output,
+        seconds=seconds + setting.start_seconds,
+        threads=min(setting.threads, cores),
+        needs=needs,
+    )
+
+
+def title_of(run: Run) -> str:
+    return run.arm.title if run.budget == "steps" else f"{run.arm.title}, as long as the baseline"
+
+
+def _partners(run: Run) -> tuple[Run, Run]:
+    """The baseline whose time is the budget, and the same arm at equal steps, whose steps cost as this one's will."""
+    baseline = Run(arm=ARMS[run.arm.baseline], format=run.format, seed=run.seed)
+    return baseline, Run(arm=run.arm, format=run.format, seed=run.seed)
+
+
+def _script(form: Format, flags: Sequence[str]) -> tuple[str, ...]:
+    return ("bash", f"scripts/train/{form.script}", *flags)
+
+
+def _flags(layout: Layout, setting: Setting, stage: str, seed: int) -> tuple[str, ...]:
+    """Steps decide, not the clock; the script's own budget of time is switched off."""
+    common = (
+        "--data_root",
+        str(layout.data),
+        "--seed",
+        str(seed),
+        "--max_train_seconds",
+        "-1",
+        "--logging_steps",
+        "10",
+    )
+    return (*common, "--report_to", "none", *setting.flags, *setting.stage_flags.get(stage, ()))
+
+
+def _loss_flags(run: Run) -> tuple[str, ...]:
+    if run.arm.keys is None:
+        return ()
+    return ("--enable_autoregressive", "True", "--autoregressive_config", json.dumps(dict(run.arm.keys)))
+
+
+def _training_phase(
+    *, name: str, title: str, command: Command, output: Path, seconds: float, threads: int, needs: tuple[str, ...]
+) -> Phase:
+    return Phase(
+        name=name,
+        title=title,
+        commands=(command,),
+        outputs=(output,),
+        seconds=seconds,
+        threads=threads,
+        needs=needs,
+        settings=_versions() | {"threads": threads},
+        progress=training_progress(output),
+    )
+
+
+def _walks(layout: Layout, setting: Setting, run: Run) -> Phase:
+    name = f"walk-{run.name}"
+    argv = ("vila-eval", "-m", str(layout.model(run)), "-t", TASK, "--data-root", str(layout.data))
+    argv += ("--output-dir", str(layout.walks(run)), "--episodes", str(setting.episodes), "--no-floors")
+    argv += ("-o", f"max_steps={setting.max_moves}")
+    return Phase(
+        name=name,
+        title=f"Walks, {run.name}",
+        commands=(Command(argv=argv),),
+        outputs=(layout.walk_results(run),),
+        seconds=setting.evaluation_seconds,
+        needs=("data", run.name),
+        settings=_versions(),
+        progress=log_progress(layout.log(name)),
+    )
+
+
+def _heldout(layout: Layout, setting: Setting, run: Run) -> Phase:
+    name = f"heldout-{run.name}"
+    argv = ("python", "-m", f"{PACKAGE}.measure", "--model", str(layout.model(run)), "--format", run.format)
+    argv += ("--data-root", str(layout.data), "--episodes", str(setting.heldout))
+    argv += ("--fit", f"{setting.probes_fit:g}", "--out", str(layout.measured(run)))
+    return Phase(
+        name=name,
+        title=f"Held-out loss and probes, {run.name}",
+        commands=(Command(argv=argv),),
+        outputs=(layout.measured(run),),
+        seconds=setting.measure_seconds,
+        needs=("data", run.name),
+        settings=_versions(),
+        progress=log_progress(layout.log(name)),
+    )
+
+
+def _versions() -> dict[str, str]:
+    """A new version of the package may write other data and other models."""
+    return {"llava": llava.__version__}

@@ -1,0 +1,57 @@
+"""The embedded world's true objects as labels: boxes and outlines by hand, no house in both parts."""
+
+import numpy as np
+from PIL import Image
+
+from llava.navigation.worlds import CameraProfile
+from llava.utils import io
+from playground.scene.yolo_data import SHAPES, VAL_SEED, PictureSet, label_lines, write_yolo_data
+
+CAMERA = CameraProfile(width=32, height=24)
+
+
+def test_a_box_is_centre_and_size_in_shares_of_the_picture():
+    ids = np.zeros((10, 20), np.uint8)
+    ids[2:6, 4:12] = 3
+    (line,) = label_lines(ids, {3: "cone", 4: "ball"}, 6, polygons=False)
+    assert line == f"{SHAPES.index('cone')} 0.400000 0.400000 0.400000 0.400000"
+
+
+def test_an_outline_runs_through_the_rim_and_takes_the_larger_part():
+    ids = np.zeros((10, 10), np.uint8)
+    ids[2:5, 2:5] = ids[7:9, 7:9] = 1
+    (line,) = label_lines(ids, {1: "box"}, 6, polygons=True)
+    kind, *numbers = line.split()
+    points = np.array(numbers, float).reshape(-1, 2) * 10 - 0.5
+    assert kind == str(SHAPES.index("box"))
+    assert sorted({tuple(p) for p in points.round(4)}) == sorted(
+        (x, y) for x in (2, 3, 4) for y in (2, 3, 4) if (x, y) != (3, 3)
+    )
+
+
+def test_what_nobody_could_name_is_no_label():
+    ids = np.zeros((10, 10), np.uint8)
+    ids[0, :5] = 1
+    assert label_lines(ids, {1: "box"}, 6, polygons=False) == []
+    assert label_lines(ids, {1: "box"}, 5, polygons=True) != []
+
+
+def test_pictures_and_labels_agree_and_the_same_seed_gives_the_same_files(tmp_path):
+    parts = {
+        "train": PictureSet(num_pictures=6, first_seed=0, camera=CAMERA),
+        "val": PictureSet(num_pictures=3, first_seed=VAL_SEED, camera=CAMERA),
+    }
+    described = io.load(write_yolo_data(tmp_path / "a", parts, polygons=False))
+    write_yolo_data(tmp_path / "b", parts, polygons=False)
+    assert described["names"] == dict(enumerate(SHAPES)) and described["val"] == "images/val"
+    pictures = sorted((tmp_path / "a" / "images" / "train").iterdir())
+    assert len(pictures) == 6 and Image.open(pictures[0]).size == (32, 24)
+    labels = [path.read_text() for path in sorted((tmp_path / "a" / "labels" / "train").iterdir())]
+    assert len(labels) == 6 and any(labels)
+    values = np.array([line.split()[1:] for text in labels for line in text.splitlines()], float)
+    assert ((values > 0) & (values <= 1)).all()
+    for path in (tmp_path / "a").rglob("*"):
+        if path.suffix in (".png", ".txt"):
+            assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+    train, val = ((tmp_path / "a" / "images" / part / "000000.png").read_bytes() for part in parts)
+    assert train != val
