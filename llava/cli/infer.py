@@ -134,7 +134,7 @@ def kind_of(path: str) -> str:
     """By what lies there, or by the name: "picture", "video" or "frame folder".
 
     Raises:
-        ValueError: for an address. FileNotFoundError: nothing lies there.
+        ValueError: for an address or a filmstrip. FileNotFoundError: nothing lies there.
     """
     from llava.video.decode import IMAGE_SUFFIXES
 
@@ -144,6 +144,8 @@ def kind_of(path: str) -> str:
     if not place.exists():
         raise FileNotFoundError(f"--media {path} does not exist (working folder {Path.cwd()})")
     if place.is_dir():
+        if (place / "filmstrip.json").is_file():
+            raise ValueError(f"--media {path} holds one filmstrip, expected a picture per frame; write it as files")
         return "frame folder"
     return "picture" if place.suffix.lower() in (*IMAGE_SUFFIXES, ".gif", ".tif", ".tiff") else "video"
 
@@ -178,10 +180,11 @@ def load(options: argparse.Namespace) -> Any:
     """The model, with its predictor where surprise is asked for.
 
     Raises:
-        ValueError: the checkpoint stores no conversation template and none was given.
+        ValueError: the checkpoint stores no conversation template and none was given, or cannot tell surprise.
     """
     import llava
     from llava.conversation import TEMPLATES, get_template
+    from llava.model.autoregressive_reconstruction.surprise import require_predictor
 
     if options.conv_mode != "auto":
         get_template(options.conv_mode)  # a wrong name is told before the weights are read
@@ -191,6 +194,8 @@ def load(options: argparse.Namespace) -> Any:
     model = llava.load(path, base, device=options.device, surprise=options.frames_by == "surprise")
     if getattr(model, "vision_tower", None) is None:
         raise ValueError(f"{path} is a language model without a vision tower; give a vision-language checkpoint")
+    if options.frames_by == "surprise":
+        require_predictor(model)
     if options.conv_mode != "auto":
         model.config.version = options.conv_mode
     if model.config.version is None:

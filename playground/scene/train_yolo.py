@@ -27,14 +27,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="run folder: data, settings, best.pt, yolo.json")
     add("--model", default="yolo11n-seg.yaml", help="layers; with -seg it learns outlines, without it boxes")
-    add("--train", type=int, default=2000, help="pictures (2000)")
+    add("--train", type=int, default=1000, help="pictures (1000)")
     add("--val", type=int, default=300, help="pictures of other houses (300)")
     add("--level", default="one_room", help="one_room or multi_room")
     add("--pixels", type=int, default=64, help="side of the rendered pictures (64)")
     add("--imgsz", type=int, default=128, help="side to which the model enlarges them (128)")
-    add("--epochs", type=int, default=40, help="at most (40)")
+    add("--epochs", type=int, default=60, help="at most (60)")
     add("--minutes", type=float, help="end the training after so many")
-    add("--batch", type=int, default=32, help="pictures per step (32)")
+    add("--batch", type=int, default=16, help="pictures per step (16)")
     add("--device", default="cpu", help="cpu, or the number of a GPU")
     add("--seed", type=int, default=0, help="of houses and weights")
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from llava.utils import io
 
 SHAPES = ("ball", "box", "cone", "cylinder")
 HOUSES_AT_ONCE = 50
+MOST_HOUSES = 10
+"""Per picture before a camera that sees nothing is given up."""
 VAL_SEED = 1 << 20
 """Houses of the validation pictures begin here, so no room is in both parts."""
 
@@ -26,6 +29,7 @@ class PictureSet:
     """num_pictures are taken on random walks, `per_house` of each house.
 
     min_pixels: objects that show fewer are no labels: nobody could name them.
+    keep_empty: share of the pictures without a label that is kept: most views of a room show walls, which teach little.
     """
 
     num_pictures: int
@@ -35,12 +39,17 @@ class PictureSet:
     per_house: int = 4
     steps_between: int = 6
     min_pixels: int = 6
+    keep_empty: float = 0.1
 
 
 def walk_pictures(wanted: PictureSet) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], dict[int, str], np.ndarray]]:
     """RGB, the shape of every instance number, and the instance numbers of each picture."""
-    made, seed = 0, wanted.first_seed
+    made, seed, empty = 0, wanted.first_seed, 0
     while made < wanted.num_pictures:
+        if seed - wanted.first_seed > MOST_HOUSES * (wanted.num_pictures + HOUSES_AT_ONCE):
+            raise ValueError(
+                f"{made} of {wanted.num_pictures} pictures show an object, is the camera turned away? {wanted}"
+            )
         count = min(HOUSES_AT_ONCE, -(-(wanted.num_pictures - made) // wanted.per_house))
         worlds = EmbeddedWorldBatch(make_episodes(wanted.level, range(seed, seed + count)), wanted.camera)
         random, seed = np.random.default_rng(seed), seed + count
@@ -52,6 +61,11 @@ def walk_pictures(wanted: PictureSet) -> Iterator[tuple[UInt8[np.ndarray, "h w 3
                 if made == wanted.num_pictures:
                     return
                 names = {i + 1: name.split()[-1] for i, name in enumerate(worlds.houses.object_names(house))}
+                sizes = np.bincount(frames.instance_ids[house].ravel(), minlength=2)[1:]
+                if sizes.max() < wanted.min_pixels:
+                    empty += 1
+                    if int(empty * wanted.keep_empty) == int((empty - 1) * wanted.keep_empty):
+                        continue
                 yield frames.rgb[house], names, frames.instance_ids[house]
                 made += 1
 
@@ -65,8 +79,9 @@ def write_yolo_data(out: Path, parts: dict[str, PictureSet], *, polygons: bool) 
     """
     for part, wanted in parts.items():
         images, labels = out / "images" / part, out / "labels" / part
-        images.mkdir(parents=True, exist_ok=True)
-        labels.mkdir(parents=True, exist_ok=True)
+        for folder in (images, labels):
+            shutil.rmtree(folder, ignore_errors=True)  # pictures of an earlier, larger run
+            folder.mkdir(parents=True)
         for number, (rgb, names, ids) in enumerate(walk_pictures(wanted)):
             Image.fromarray(rgb).save(images / f"{number:06d}.png")
             lines = label_lines(ids, names, wanted.min_pixels, polygons=polygons)

@@ -1,5 +1,6 @@
 """A SLURM of this machine alone: munged, slurmctld and two slurmd as ordinary processes in a folder."""
 
+import ctypes
 import getpass
 import os
 import shutil
@@ -48,6 +49,11 @@ NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} CPUs=2 Port={ports[2]}
 PartitionName=one Nodes=n1 Default=YES MaxTime=INFINITE State=UP
 PartitionName=two Nodes=n1,n2 MaxTime=INFINITE State=UP
 """
+
+
+def end_with_the_tests() -> None:
+    """Runs in a new daemon: it gets SIGTERM when the process that started it ends in whatever way (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class CannotStart(RuntimeError):
@@ -119,6 +125,7 @@ class Cluster:
                 stdout=errors,
                 stderr=errors,
                 start_new_session=True,
+                preexec_fn=end_with_the_tests,
             )
 
     def _wait_for_start(self, condition: Callable[[], bool], *names: str) -> None:

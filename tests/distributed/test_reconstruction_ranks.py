@@ -39,7 +39,11 @@ def one_process(tmp_path_factory):
     return run("one", folder, ranks=1), folder
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
+SLOW = pytest.mark.slow  # DeepSpeed compiles an operator for CPU ranks first
+ENGINES = ["ddp", "fsdp2", pytest.param("zero2", marks=SLOW), pytest.param("zero3", marks=SLOW)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_train_what_one_process_does(engine, one_process, tmp_path):
     """Same losses and skill at every step, equal weights on both ranks; worst difference measured 5e-7."""
     if engine.startswith("zero") and importlib.util.find_spec("deepspeed") is None:

@@ -123,6 +123,7 @@ def test_ctrl_c_twice_kills_a_command_that_does_not_listen(cluster, tmp_path):
     code, _, errors = cluster.finish(process)
     assert code == 130, errors
     assert "cancelled" in errors
+    wait_until(lambda: cluster.ask("sinfo", "-h", "-o", "%T").split() == ["idle"], "nodes without remains", 30)
 
 
 def test_ctrl_c_takes_a_waiting_job_out_of_the_queue(cluster, tmp_path):

@@ -131,7 +131,7 @@ class LocalRun:
         start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as stream:
             try:
-                command = Command(self.request.command, environment, subprocess.PIPE)
+                command = Command(self.request.command, environment, subprocess.PIPE, own_session=True)
             except OSError as error:
                 say(f"{self.request.command[0]!r} cannot be started: {error.strerror}")
                 code = 126 if isinstance(error, PermissionError) else 127

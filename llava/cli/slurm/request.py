@@ -84,7 +84,7 @@ class Request:
     def _check_command(self) -> None:
         if not self.command or not self.command[0]:
             raise ValueError(
-                "there is no command; name it after the options: vila-run -J NAME bash scripts/train/sft.sh"
+                "there is no command; name it after the options: vila-run -J NAME bash scripts/train/sft_8frames.sh"
             )
         if any("\0" in word for word in self.command):
             raise ValueError("a word of the command holds a NUL character, which no program can be given; remove it")

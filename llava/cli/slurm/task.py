@@ -32,9 +32,17 @@ class Command:
         words: program and arguments.
         environment: the whole environment of the program.
         output: where its output and errors go, None for those of this process.
+        own_session: out of reach of the signals that a terminal sends, but also of SLURM where that tracks its
+            processes by group (proctrack/pgid).
     """
 
-    def __init__(self, words: Sequence[str], environment: Mapping[str, str], output: int | IO[bytes] | None = None):
+    def __init__(
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        output: int | IO[bytes] | None = None,
+        own_session: bool = False,
+    ):
         errors = None if output is None else subprocess.STDOUT
         self.process = subprocess.Popen(
             list(words),
@@ -42,7 +50,7 @@ class Command:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=errors,
-            start_new_session=True,
+            start_new_session=own_session,
         )
         self.was_told = False
 

@@ -191,7 +191,8 @@ def _predict(
     if layout is not None:
         assert tokens is not None
         sequence = layout.lay_out(len(span))
-        states = _run_language_model(model, sequence, tokens, module.config.aux_layer).to(weight)
+        states = _run_language_model(model, sequence, tokens, module.config.aux_layer)
+        states = states.to(device=weight.device, dtype=weight.dtype)
         known["frame_end_positions"] = sequence.frame_ends.expand(len(features), -1)
     if "answer" in module.config.sites:  # nobody answers at inference
         known["answer_end_positions"] = torch.full(features.shape[:2], -1)

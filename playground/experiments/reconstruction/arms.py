@@ -83,27 +83,27 @@ _add("full", "full", "ablation", "both, with normalised and pooled targets, the 
      {**DEFAULT, **PATHWAYS})  # fmt: skip
 _add("actions", "+ actions", "ablation", "from the answer, told the motion that it leads to", ACTIONS)
 
-_add("weight_zero", "weight 0, same layout", "control", "the layout alone: expected to be the baseline to the bit",
+_add("weight_zero", "weight 0, same layout", "control", "the layout alone: the baseline up to rounding",
      {**ACTIONS, "loss_weight": 0.0})  # fmt: skip
 _add("weight_tiny", "weight 0.001, same layout", "control",
      "the layout alone, with a predictor that learns beside a model which hardly feels it",
      {**ACTIONS, "loss_weight": 1e-3})  # fmt: skip
-_add("other_clip", "5 %, another episode's frame", "control", "same pull, nothing to learn: only disturbance remains",
+_add("other_clip", "5 % pull, another episode's frame", "control", "nothing to learn: only disturbance remains",
      {**STRONG, "control": "other_clip"})  # fmt: skip
-_add("detached", "5 %, detached states", "control", "same cost, no pull on the language model: expected to do nothing",
+_add("detached", "5 % pull, detached states", "control", "no pull on the language model: expected to do nothing",
      {**STRONG, "control": "detached_states"})  # fmt: skip
-_add("frozen_head", "5 %, frozen random head", "control",
+_add("frozen_head", "5 % pull, frozen random head", "control",
      "same pull, a predictor that never learns; a head that begins as a copy would pull at nothing, so it is direct",
      {**STRONG, "control": "frozen_predictor", "head": "direct"})  # fmt: skip
-_add("from_states", "5 %, from the states alone", "control", "next frame from the slots' states: partner of the next",
+_add("from_states", "5 % pull, from the states alone", "control", "from the slots' states: partner of the next",
      FROM_STATES)  # fmt: skip
-_add("current_frame", "5 %, current frame as target", "control", "visual supervision without time",
+_add("current_frame", "5 % pull, current frame as target", "control", "visual supervision without time",
      {**FROM_STATES, "control": "current_frame"})  # fmt: skip
-_add("leaking", "5 %, leaking", "control", "predictions see their targets: the skill must be far too good",
+_add("leaking", "5 % pull, leaking", "control", "predictions see their targets: the skill must be far too good",
      {**STRONG, "use_frame_causal_mask": False})  # fmt: skip
 
 for _share in (0.0, 0.01, 0.05, 0.20):
-    _add(f"share_{100 * _share:.0f}", f"+ actions, gradient share {100 * _share:.0f} %", "weight",
+    _add(f"share_{100 * _share:.0f}", f"+ actions, {100 * _share:.0f} % pull", "weight",
          "the weight follows this share of the main loss's gradient norm",
          {**STRONG, "gradient_share": _share, **({} if _share else {"loss_weight": 0.0})})  # fmt: skip
 
@@ -111,7 +111,7 @@ for _data in (0.10, 0.30):
     _percent = f"{100 * _data:.0f}"
     _add(f"baseline_{_percent}", f"baseline, {_percent} % of the data", "data", "what the share alone costs",
          share=_data)  # fmt: skip
-    _add(f"share_5_of_{_percent}", f"+ actions, gradient share 5 %, {_percent} % of the data", "data",
+    _add(f"share_5_of_{_percent}", f"+ actions, 5 % pull, {_percent} % of the data", "data",
          "whether the loss helps where data is short", STRONG, _data)  # fmt: skip
 
 

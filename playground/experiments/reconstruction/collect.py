@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -73,12 +74,16 @@ class Record:
 
     def late(self, key: str) -> float | None:
         """Mean over the end of the training; None where it was never logged."""
-        found = [line[key] for line in self.log if key in line]
+        found = [value for _, value in self._points(key)]
         return mean(found[-max(1, round(LATE_SHARE * len(found))) :]) if found else None
 
     def curve(self, key: str) -> list[tuple[int, float]]:
-        points = [(line["step"], line[key]) for line in self.log if key in line]
+        points = self._points(key)
         return points[:: max(1, len(points) // POINTS_PER_CURVE)]
+
+    def _points(self, key: str) -> list[tuple[int, float]]:
+        """Finite ones: the skill of predicting the current frame is not, as copying it has no error."""
+        return [(line["step"], line[key]) for line in self.log if key in line and math.isfinite(line[key])]
 
     @property
     def is_whole(self) -> bool:

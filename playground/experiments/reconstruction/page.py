@@ -60,38 +60,55 @@ def render(results: Results, pictures: Sequence[tuple[str, Path]]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """First column is text; cells are HTML already."""
+    """First column is text and may wrap; cells are HTML already."""
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join(f'<tr class="model">{"".join(f"<td>{cell}</td>" for cell in row)}</tr>' for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    body = ""
+    for first, *cells in rows:
+        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
+        body += f'<tr class="model"><td style="white-space:normal;min-width:150px">{first}</td>{numbers}</tr>'
+    return f'<div class="scroll" style="margin-bottom:18px"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _results(title: str, rows: Sequence[Comparison]) -> str:
-    measures = (*WALKS, *PROBES)
-    lines = []
-    for row in rows:
-        cells = [escape(row.title)]
-        for measure in measures:
-            found = row.measures.get(measure)
-            if found is None:
-                cells.append("–")
-            elif row.arm.is_baseline:
-                cells.append(number(measure, found.arm))
-            else:
-                middle, _, span = difference(measure, found).partition(" ")
-                cells.append(f"{middle}<small>{escape(span)}</small>")
-        found = row.measures.get("success_1m")
-        is_compared = found is not None and not row.arm.is_baseline
-        each = " ".join(f"{100 * value:+.1f}" for value in found.per_seed) if found and is_compared else ""
-        p_value = f"{found.p_value:.2g}" if found and is_compared and found.p_value is not None else ""
-        word = f'<span title="{escape(WORDS[row.verdict])}">{row.verdict}</span>' if row.verdict else ""
-        lines.append([*cells, each, p_value, word])
-    heads = ["", *(MEASURES[m] for m in measures), "SR 1 m per seed", "p", "at -1 point"]
+    walks = [[escape(row.title), *_cells(row, WALKS[:-1]), _word(row)] for row in rows]
+    more = [[escape(row.title), *_cells(row, (WALKS[-1], *PROBES)), *_sureness(row)] for row in rows]
     lead = (
         "First line: the baseline. Below: differences to it, success rates and SPL in points, small numbers 95 % "
         "intervals over seeds and houses. CE and probes on the expert's way through unseen houses."
     )
-    return section(title, lead, _table(heads, lines))
+    return section(
+        title,
+        lead,
+        _table(["", *(MEASURES[m] for m in WALKS[:-1]), "SR 1 m at -1"], walks),
+        _table(["", *(MEASURES[m] for m in (WALKS[-1], *PROBES)), "SR 1 m per seed", "p (McNemar)"], more),
+    )
+
+
+def _cells(row: Comparison, measures: Sequence[str]) -> list[str]:
+    cells = []
+    for measure in measures:
+        found = row.measures.get(measure)
+        if found is None:
+            cells.append("–")
+        elif row.arm.is_baseline:
+            cells.append(number(measure, found.arm))
+        else:
+            middle, _, span = difference(measure, found).partition(" ")
+            cells.append(f"{middle}<small>{escape(span)}</small>")
+    return cells
+
+
+def _word(row: Comparison) -> str:
+    return f'<span title="{escape(WORDS[row.verdict])}">{row.verdict}</span>' if row.verdict else ""
+
+
+def _sureness(row: Comparison) -> list[str]:
+    """Differences per seed, and the p-value."""
+    found = row.measures.get("success_1m")
+    if found is None or row.arm.is_baseline:
+        return ["", ""]
+    each = " ".join(f"{100 * value:+.1f}" for value in found.per_seed)
+    return [each, "–" if found.p_value is None else f"{found.p_value:.2g}"]
 
 
 def _figures(title: str, rows: Sequence[Comparison]) -> str:

@@ -116,15 +116,25 @@ def test_text_alone_is_answered_and_sampling_can_be_repeated(folder, capsys):
         (["--num-beams", "0"], "--num-beams is 0, expected at least 1"),
         (["--conv-mode", "llama3"], "did you mean 'llama_3'"),
         (["--media", "broken.mp4"], "cannot be decoded"),
+        (["--media", "strip"], "holds one filmstrip, expected a picture per frame"),
         (["--media", "frames", "--frames-by", "surprise"], "trained without the next-frame loss"),
     ],
 )
 def test_errors_are_one_line_that_says_what_to_do(folder, arguments, words, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "broken.mp4").write_bytes(b"no video")
+    (folder / "strip").mkdir(exist_ok=True)
+    (folder / "strip" / "filmstrip.json").write_text("{}")
     assert infer(folder, "--text", "What moves?", *arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("vila-infer: error: ") and words in error and error.count("\n") == 1
+
+
+def test_a_checkpoint_that_cannot_tell_surprise_is_refused(folder, capsys):
+    leaking = learner(make_model(make_tokenizer(folder)), use_frame_causal_mask=False)
+    leaking.save_pretrained(folder / "leaking")
+    assert infer(folder, "--text", "x", "--media", folder / "frames", "--frames-by", "surprise", model="leaking") == 1
+    assert "is an arm of an experiment" in capsys.readouterr().err
 
 
 def test_fewer_candidates_than_frames_are_refused(folder, capsys):

@@ -5,7 +5,7 @@ from PIL import Image
 
 from llava.navigation.worlds import CameraProfile
 from llava.utils import io
-from playground.scene.yolo_data import SHAPES, VAL_SEED, PictureSet, label_lines, write_yolo_data
+from playground.scene.yolo_data import SHAPES, VAL_SEED, PictureSet, label_lines, walk_pictures, write_yolo_data
 
 CAMERA = CameraProfile(width=32, height=24)
 
@@ -34,6 +34,14 @@ def test_what_nobody_could_name_is_no_label():
     ids[0, :5] = 1
     assert label_lines(ids, {1: "box"}, 6, polygons=False) == []
     assert label_lines(ids, {1: "box"}, 5, polygons=True) != []
+
+
+def test_most_pictures_that_show_nothing_are_left_out():
+    def shows(keep_empty: float) -> float:
+        wanted = PictureSet(num_pictures=40, first_seed=0, camera=CAMERA, keep_empty=keep_empty)
+        return np.mean([any(label_lines(ids, names, 6, polygons=False)) for _, names, ids in walk_pictures(wanted)])
+
+    assert shows(1.0) < 0.75 and shows(0.1) > 0.8 and shows(0.0) == 1.0
 
 
 def test_pictures_and_labels_agree_and_the_same_seed_gives_the_same_files(tmp_path):

@@ -36,12 +36,18 @@ def change(pixels: torch.Tensor, cell: int, by: int = 40) -> torch.Tensor:
 
 
 def scope(**fields: Any) -> CacheScope:
-    return CacheScope(**({"model_state": "weights 1", "preprocessing": "none", "dtype": torch.float32} | fields))
+    given: dict[str, Any] = {"model_state": "weights 1", "preprocessing": "none", "dtype": torch.float32}
+    return CacheScope(**(given | fields))
 
 
 def request(pixels: torch.Tensor | None = None, **fields: Any) -> BackgroundRequest:
-    given = {"scope": scope(), "pixels": picture() if pixels is None else pixels, "background": BACKGROUND}
-    return BackgroundRequest(**(given | {"patch_size": PATCH} | fields))
+    given: dict[str, Any] = {
+        "scope": scope(),
+        "pixels": picture() if pixels is None else pixels,
+        "background": BACKGROUND,
+    }
+    given |= {"patch_size": PATCH} | fields
+    return BackgroundRequest(**given)
 
 
 def encode(answer: Answer) -> BackgroundValue:
@@ -65,7 +71,8 @@ def value_bytes(num_cells: int = len(BACKGROUND)) -> int:
 
 
 def cache(**fields: Any) -> BackgroundTokenCache:
-    return BackgroundTokenCache(CacheConfig(**({"device_bytes": MIB} | fields)))
+    given: dict[str, Any] = {"device_bytes": MIB}
+    return BackgroundTokenCache(CacheConfig(**(given | fields)))
 
 
 def provenance(of: BackgroundTokenCache, asked: BackgroundRequest) -> str:

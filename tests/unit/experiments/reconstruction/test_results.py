@@ -53,6 +53,15 @@ def test_figures_of_the_loss_are_those_of_the_end_of_training(run_dir):
     assert row.mean_of("autoregressive_skill_both") is None  # no such motion was logged
 
 
+def test_a_skill_that_is_not_finite_is_left_out(run_dir):
+    run = next(run for run in SETTING.runs() if run.name == "streaming-actions-s0")
+    log = Layout(run_dir=run_dir).model(run) / "progress.jsonl"
+    log.write_text('{"step": 10, "autoregressive_skill": -Infinity}\n{"step": 20, "autoregressive_skill": 0.5}\n')
+    record = next(r for r in collect(SETTING, run_dir, failed={}).records if r.run == run)
+    assert record.late("autoregressive_skill") == 0.5 and record.curve("autoregressive_skill") == [(20, 0.5)]
+    assert "Infinity" not in (run_dir / "results.json").read_text()
+
+
 def test_the_result_file_names_machine_versions_settings_and_every_run(run_dir):
     collect(SETTING, run_dir, failed={})
     content = json.loads((run_dir / "results.json").read_text())
@@ -100,4 +109,4 @@ def test_the_page_stands_alone_and_shows_every_picture(run_dir):
     assert "http://" not in page and "https://" not in page and "<script" not in page
     assert "failed: streaming-x-s0" in page and "leaking" in page
     said = sink.getvalue()
-    assert "equal computing time" in said and "+ actions, as long as the baseline" in said
+    assert "equal computing time" in said and "+ actions, equal time" in said
