@@ -80,6 +80,7 @@ class Cluster:
             and name not in ("NO_SLURM", "GPUS_PER_NODE", "MASTER_PORT", "MASTER_ADDR", "OUTPUT", "n_node")
         } | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": SEARCH, "PYTHONPATH": str(ROOT)}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._waiting: dict[str, float] = {}
 
     def __enter__(self) -> "Cluster":
         with ExitStack() as stack:
@@ -167,9 +168,15 @@ class Cluster:
         return [line.split("|") for line in self.ask("squeue", "-h", "-r", "-o", "%A|%T|%r").splitlines()]
 
     def hurry(self) -> None:
-        """Start what waits: SLURM lets two minutes pass before a job that went back into the queue."""
-        for job, state, reason in self.queue():
-            if (state, reason) == ("PENDING", "BeginTime"):
+        """Start what waits: SLURM lets two minutes pass before a job that went back into the queue.
+
+        Two seconds pass here too: a node refuses credentials of the second in which it ended the same job.
+        """
+        waiting = {job for job, *why in self.queue() if why == ["PENDING", "BeginTime"]}
+        now = time.monotonic()
+        self._waiting = {job: self._waiting.get(job, now) for job in waiting}
+        for job, since in self._waiting.items():
+            if now - since > 2:
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def vila_run(self, folder: Path, *words: str, **environment: str) -> "subprocess.Popen[str]":

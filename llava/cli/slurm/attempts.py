@@ -67,6 +67,8 @@ class History:
     path: Path
     ends: list[End] = field(default_factory=list)
     started: int = 0
+    restarts: int = 0
+    """How often SLURM had put the job back into the queue when the last attempt began."""
 
     @classmethod
     def read(cls, path: Path) -> History:
@@ -76,6 +78,7 @@ class History:
         for line in map(json.loads, lines):
             if line["event"] == "begin":
                 history.started += 1
+                history.restarts = line.get("restarts", 0)
             else:
                 history.ends.append(End(outcome=line["outcome"], code=line["code"], reason=line["reason"]))
         return history
@@ -85,11 +88,12 @@ class History:
         """True from the beginning of an attempt to its recorded end."""
         return self.started > len(self.ends)
 
-    def begin(self, **facts: Any) -> int:
+    def begin(self, *, restarts: int = 0, nodes: str = "") -> int:
         """Number of the new attempt, from 1."""
         assert not self.is_running
         self.started += 1
-        self._write({"event": "begin", "attempt": self.started, **facts})
+        self.restarts = restarts
+        self._write({"event": "begin", "attempt": self.started, "restarts": restarts, "nodes": nodes})
         return self.started
 
     def end(self, end: End) -> None:

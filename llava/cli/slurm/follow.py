@@ -206,7 +206,8 @@ class Follower:
         history, state = self._history(task), self._final.get(task)
         if state is not None and state.state == "CANCELLED":
             return End(outcome="cancelled", code=state.code or INTERRUPTED, reason="cancelled")
-        if history.ends and not history.is_running:
+        began = state is None or history.restarts >= state.restarts  # else its last start never came to an attempt
+        if history.ends and not history.is_running and began:
             return history.ends[-1]
         if state is None:
             return End(outcome="lost", code=1, reason="SLURM has forgotten it, and it left no result")

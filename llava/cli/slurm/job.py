@@ -134,15 +134,19 @@ class Runner:
         return sorted(path.parent.glob(f"{path.name}.node*.json"))
 
 
+def restart_count() -> int:
+    """How often SLURM has put this job back into the queue."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
 def is_still_ours() -> bool:
     """False when SLURM gave up this node and put the job back into the queue while this process lived on."""
-    job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", 0))
     try:
-        states = client.job_states(job)
+        states = client.job_states(os.environ["SLURM_JOB_ID"])
     except client.SlurmError as error:
         say(f"SLURM does not answer: {error}")
         return False
-    return any(state.state == "RUNNING" and state.restarts == restarts for state in states)
+    return any(state.state == "RUNNING" and state.restarts == restart_count() for state in states)
 
 
 def requeue() -> bool:
@@ -167,7 +171,7 @@ def run(base: str, words: Sequence[str], limits: Limits, notice: float, retry_wa
             say(f"no retries are left ({limits.max_retries} in a row)")
             return 1
     while True:
-        number = history.begin(nodes=os.environ.get("SLURM_JOB_NODELIST", ""))
+        number = history.begin(restarts=restart_count(), nodes=os.environ.get("SLURM_JOB_NODELIST", ""))
         say(f"attempt {number} on {os.environ.get('SLURM_JOB_NODELIST', '?')}")
         end = runner.attempt(number)
         if end.outcome in ("failed", "stopped") and not is_still_ours():

@@ -127,6 +127,13 @@ def test_a_job_that_cannot_be_launched_is_tried_again_but_not_for_ever(slurm, ca
     assert "SLURM could not start it on its node" in capfd.readouterr().err
 
 
+def test_a_restart_that_never_began_is_not_reported_as_the_attempt_before_it(slurm, capfd):
+    write_history("12", BEGIN, {"event": "end", "outcome": "stopped", "code": 124, "reason": "stopped in time"})
+    slurm.states("RUNNING", "PENDING Reason=BeginTime Restarts=1", "FAILED Reason=JobLaunchFailure Restarts=1")
+    assert vila_run("--max-retry", "0", "true") == 1
+    assert "job 12: SLURM could not start it on its node" in capfd.readouterr().err
+
+
 def test_a_refused_restart_ends_with_the_reason(slurm, capfd):
     write_history("12", BEGIN)
     slurm.states("NODE_FAIL")
