@@ -88,7 +88,8 @@ class Sample(TypedDict, total=False):
     """One training sequence of S tokens; every picture already takes its `tokens_per_image` placeholders.
 
     Only input_ids and labels are required. images: uint8 [n, 3, H, W] in reading order. Where pictures are cut, n
-    counts views, image_sizes has a row per picture, and image_views says how many views each has.
+    counts views, image_sizes has a row per picture, and image_views says how many views each has. object_patches has a
+    row per picture of images, where the model splits them.
     position_ids, branch_ids, frame_ids default to 0..S-1, 0, and -1 everywhere.
     """
 
@@ -97,6 +98,7 @@ class Sample(TypedDict, total=False):
     images: Tensor  # uint8 [n, 3, H, W]
     image_sizes: Tensor  # int64 [pictures, 2], height and width before cutting; only with anyres and dynamic_s2
     image_views: Tensor  # int64 [pictures]; only beside image_sizes
+    object_patches: Tensor  # bool [n, patches], True = object; only where DataOptions.object_masks asks for it
     position_ids: Tensor  # int64 [S]
     branch_ids: Tensor  # int64 [S], 0 = trunk, k > 0 = an aside that only itself can see
     frame_ids: Tensor  # int64 [S], picture to which the token belongs, -1 before the first
@@ -120,6 +122,7 @@ class MultimodalBatch(TypedDict, total=False):
     frame_ids: Tensor  # int64 [B, S]
     images: Tensor  # uint8 [N, 3, H, W]
     image_sizes: Tensor  # int64 [pictures, 2]; only with anyres and dynamic_s2, 0 x 0 = not cut
+    object_patches: Tensor  # bool [N, patches], True = object
     video_frames: Tensor  # uint8 [B, T, 3, H, W]
     sample_ids: list[str]
     clips: ClipBatch  # only where a sample has a clip

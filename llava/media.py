@@ -39,4 +39,6 @@ class Image(File):
 
 
 class Video(File):
-    """A clip: a video file, a folder of frames, or a list of PIL frames; frames are chosen when it is asked about."""
+    """A clip: a video file, a folder of frames, a filmstrip or its folder (as `vila-world write` stores episodes), or a
+    list of PIL frames; frames are chosen when it is asked about.
+    """

@@ -154,6 +154,8 @@ def predict_sample(model: Any, dataset: Dataset, index: int) -> list[PredictedFr
     decoded: Any = seen[0]
     on_device = {name: batch["clips"][name].to(model.device) for name in ("target_frames",) if name in batch["clips"]}
     clips: Any = {**batch["clips"], **on_device}
+    if (width := module.config.geometry_dim) is not None:  # only features are shown
+        clips["geometry"] = torch.full((*clips["frames"].shape, 1, width), torch.nan, device=model.device)
     output = reconstruct(
         module,
         decoded.last_hidden_state if layer == -1 else decoded.hidden_states[layer],

@@ -2,6 +2,7 @@
 
 vila-infer -m CKPT --text "What does the robot do?" --media walk.mp4 kitchen.jpg
 vila-infer -m CKPT --text "Where is the ball?" --media walk.mp4 --frames-by surprise --json
+vila-infer -m CKPT --text "Is the door open?" --media hall.jpg --background-cache runs/backgrounds --profile
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from llava.cli.infer_scene import SceneSession, add_scene_flags, check_scene
 
 CANDIDATES_PER_FRAME = 8
 DEFAULT_NUM_FRAMES = 8
@@ -75,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="of a sampled answer")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (cuda where there is one)")
     add("--json", action="store_true", help="answer and provenance: frames, times, surprise")
+    add_scene_flags(parser)
     return parser
 
 
@@ -128,6 +132,7 @@ def check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
     if options.lora_path and options.model_base:
         raise ValueError("--lora-path makes -m its base; leave --model-base out")
+    check_scene(options)
 
 
 def kind_of(path: str) -> str:
@@ -164,15 +169,23 @@ def answer(options: argparse.Namespace) -> dict[str, Any]:
     generation = {k: v for k, v in generation_arguments(options, DEFAULT_LENGTH).items() if v is not None}
     if options.seed is not None:
         torch.manual_seed(options.seed)
-    text = model.generate_content(prompt, **generation)
+    scene = SceneSession(model, options)
+    keywords = scene.keywords(media)
+    answers = [model.generate_content(prompt, **generation, **keywords) for _ in range(options.repeat)]
+    told: dict[str, Any] = {}
+    if scene.is_wanted:
+        scene.show(answers)
+        scene.draw(answers[-1].report, media)
+        told = {"requests": [each.report.to_json() for each in answers]}
     return {
-        "answer": text,
+        "answer": answers[-1].output if scene.is_wanted else answers[-1],
         "model": options.model_path,
         "adapter": options.lora_path,
         "conv_mode": model.config.version,
         "text": options.text,
         "media": [medium.to_json() for medium in media],
         "generation": {**generation, "seed": options.seed},
+        **told,
     }
 
 

@@ -44,6 +44,8 @@ def _add_write_options(write: argparse.ArgumentParser) -> None:
     add("--picture-format", choices=("auto", "png", "jpg"), default="auto", help="of filmstrips")
     add("--random-camera", action="store_true", help="draw height, pitch and field of view per episode")
     add("--oversample", action="store_true", help="copy stops x3 and turns of 30 and 45 degrees x2 as NaVILA does")
+    add("--object-masks", action="store_true", help="also write which object each pixel shows (scene_split)")
+    add("--depth", action="store_true", help="also write the depth of every frame (a second target of the training)")
     add("--grounding-frames", type=int, default=2, help="pictures per episode with questions about objects")
     add("--threads", type=int, default=2, help="that write pictures")
 
@@ -88,6 +90,8 @@ def _write(options: argparse.Namespace) -> int:
         picture_format=options.picture_format,
         oversample=options.oversample,
         grounding_frames=options.grounding_frames,
+        depth=options.depth,
+        object_masks=options.object_masks,
         threads=options.threads,
     )
     for answer, count in summary.answers.items():

@@ -18,6 +18,8 @@ from torch import Tensor
 from llava.batch import Sample, VisualSpec
 from llava.conversation import Conversation
 from llava.data.clips import ClipOptions
+from llava.data.geometry import Geometry
+from llava.data.object_masks import ObjectMaskOptions, ObjectMasks
 from llava.data.preprocess import encode_conversation
 from llava.data.utils import BrokenSampleError, CachingTokenizer, SmallCache, read_json
 from llava.mm_utils import expand_image_tokens, to_uint8_tensor
@@ -50,6 +52,7 @@ class DataOptions:
         names_place: whole episodes only: answers begin with the place of the goal (see `StreamingFormat`).
         keep_pictures_mb: whole episodes only: decoded pictures that each process keeps for the next epoch.
         clips: samples of videos and episodes tell which frames follow each other, see `batch.ClipSample`; None = not.
+        object_masks: samples tell which patches of their pictures show objects; None = not.
         frame_per_action: one picture was taken per low-level action, so that answers tell the motions between pictures;
             False for pictures taken by the clock, whose motions stay unknown.
         turn_degrees: yaw of one low-level turn of the robot that took the pictures, for motions.
@@ -69,6 +72,7 @@ class DataOptions:
     names_place: bool = False
     keep_pictures_mb: int = 0
     clips: ClipOptions | None = None
+    object_masks: ObjectMaskOptions | None = None
     frame_per_action: bool = True
     turn_degrees: int = 15
     on_error: Literal["raise", "skip"] = "skip"
@@ -82,6 +86,11 @@ class DataOptions:
             raise ValueError(f"max_decisions is {self.max_decisions}, expected at least 1, or None for whole episodes")
         if self.clips is not None and not isinstance(self.clips, ClipOptions):
             raise ValueError(f"clips is {self.clips!r}, expected data.clips.ClipOptions, or None for no clips")
+        if self.object_masks is not None and not isinstance(self.object_masks, ObjectMaskOptions):
+            raise ValueError(
+                f"object_masks is {self.object_masks!r}, expected data.object_masks.ObjectMaskOptions, or None; in a "
+                "training --object_masks names their folder"
+            )
         if self.turn_degrees < 1:
             raise ValueError(f"turn_degrees is {self.turn_degrees}, expected whole degrees above 0, e.g. 15 or 30")
         if self.grounding_questions < 0:
@@ -124,17 +133,37 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
     """
 
     records: Sequence[Any]
+    geometry: Geometry | None = None
 
     def __init__(self, name: str, context: DataContext, media_dir: str | Path | None = None) -> None:
         self.name = name
         self.context = context
         self.media_dir = None if media_dir is None else existing(media_dir, key="media_dir", dataset=name)
         self.camera_profile = read_camera_profile(self.media_dir)
+        self.object_masks = self._object_masks()
         self.broken: dict[int, str] = {}
         self._encoded: SmallCache[dict[str, Tensor]] = SmallCache(20_000)
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def _object_masks(self) -> ObjectMasks | None:
+        options = self.context.options.object_masks
+        if options is None or self.media_dir is None:
+            return None
+        return ObjectMasks(self.name, options, self.context.spec, self.media_dir)
+
+    def with_objects(self, sample: Sample, names: Sequence[str | None]) -> Sample:
+        """The sample with the object patches of its pictures, where the model splits them; None = a black picture."""
+        if self.object_masks is not None:
+            sample["object_patches"] = self.object_masks.of_pictures(names)
+        return sample
+
+    def read_geometry(self, depth_path: str | Path | None, features_path: str | Path | None) -> Geometry | None:
+        """What the options ask for, see `data.geometry`."""
+        clips, spec = self.context.options.clips, self.context.spec
+        wanted = None if clips is None else clips.geometry
+        return Geometry.of(wanted, spec, self.name, depth_path=depth_path, features_path=features_path)
 
     @abstractmethod
     def build(self, index: int) -> Sample:
@@ -272,8 +301,10 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
         return message
 
     def report(self) -> str:
-        """One line on broken samples met so far by this process."""
-        return f"{self.name}: {len(self)} samples, {len(self.broken)} broken so far" + "".join(
+        """What went wrong so far in this process: broken samples, videos without a second target, object masks."""
+        without = "" if self.geometry is None else self.geometry.report()
+        without += "" if self.object_masks is None else f"; {self.object_masks.statistics}"
+        return f"{self.name}: {len(self)} samples, {len(self.broken)} broken so far{without}" + "".join(
             f"\n  {text}" for text in list(self.broken.values())[:10]
         )
 

@@ -74,9 +74,10 @@ class MixtureDataset(torch.utils.data.Dataset[Sample]):
         return [len(part) for part in self.parts]
 
     @property
-    def lengths(self) -> list[int]:
-        """Estimated tokens of every sample."""
-        return [part.dataset.lengths[i] for part in self.parts for i in part.indices]
+    def lengths(self) -> np.ndarray:
+        """int64 [n], estimated tokens of every sample."""
+        parts = [np.asarray(part.dataset.lengths, np.int64)[part.indices] for part in self.parts]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
     @property
     def modality(self) -> list[Modality]:
@@ -85,7 +86,7 @@ class MixtureDataset(torch.utils.data.Dataset[Sample]):
     @property
     def modality_lengths(self) -> list[int]:
         """Lengths, negative for text-only samples."""
-        return [-n if m == "text" else n for n, m in zip(self.lengths, self.modality, strict=True)]
+        return [-n if m == "text" else n for n, m in zip(self.lengths.tolist(), self.modality, strict=True)]
 
     @property
     def camera_profiles(self) -> dict[str, CameraProfile]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from llava.batch import ClipBatch, ClipSample
+from llava.data.geometry import GeometryOptions
 
 NO_FRAME = -1
 NOT_IN_SEQUENCE = -1
@@ -26,9 +27,11 @@ class ClipOptions:
 
     Attributes:
         answer_targets: read from disk the frame after the last answer of a sequence, which only the loss may see.
+        geometry: read a second target of every frame, see `data.geometry`; None = there is none.
     """
 
     answer_targets: bool = False
+    geometry: GeometryOptions | None = None
 
 
 def make_clip(
@@ -38,6 +41,7 @@ def make_clip(
     motions: Float[Tensor, "t 3"] | None = None,
     answer_ends: Mapping[int, int] | None = None,
     target_frames: UInt8[Tensor, "m 3 h w"] | None = None,
+    geometry: Float[Tensor, "t n g"] | None = None,
 ) -> ClipSample | None:
     """See `ClipSample`; None where fewer than two frames are real, as none of them has a next one.
 
@@ -56,6 +60,8 @@ def make_clip(
     )
     if target_frames is not None and len(target_frames):
         clip["target_frames"] = target_frames
+    if geometry is not None:
+        clip["geometry"] = geometry
     return clip
 
 

@@ -106,6 +106,8 @@ class DataCollator:
             batch["images"] = _join_pictures(pictures)
         if any("image_sizes" in sample for sample in ordered):
             batch["image_sizes"] = torch.cat([_sizes_of(sample) for sample in ordered])
+        if any("object_patches" in sample for sample in ordered):
+            batch["object_patches"] = _join_masks(ordered)
         if any("video_frames" in sample for sample in ordered):
             batch["video_frames"] = _stack_clips(ordered)
         batch["sample_ids"] = [sample.get("sample_id", "") for sample in ordered]
@@ -161,7 +163,7 @@ class DataCollator:
         if self.overlong == "raise":
             raise ValueError(f"sample {name} has {length} tokens, the context holds {self.max_length}; {advice}")
         cut, kept_pictures = self._cut_position(sample, name)
-        whole = ("images", "image_sizes", "image_views", "video_frames", "sample_id", "clip")
+        whole = ("images", "image_sizes", "image_views", "object_patches", "video_frames", "sample_id", "clip")
         shorter = {key: value if key in whole else value[:cut] for key, value in sample.items()}
         dropped = _drop_pictures(shorter, kept_pictures)
         if "clip" in sample:
@@ -265,8 +267,9 @@ def _drop_pictures(sample: Fields, kept: int) -> int:
         sample["images"] = sample["images"][:views]
         return dropped
     dropped = len(sample.get("images", ())) - kept
-    if "images" in sample:
-        sample["images"] = sample["images"][:kept]
+    for name in ("images", "object_patches"):
+        if name in sample:
+            sample[name] = sample[name][:kept]
     return dropped
 
 
@@ -285,6 +288,22 @@ def _join_pictures(pictures: list[Tensor]) -> Tensor:
             f"pictures of different sizes in one batch: {sorted(shapes)}; build all data sets with the same VisualSpec"
         )
     return torch.cat(pictures)
+
+
+def _join_masks(samples: list[Fields]) -> Tensor:
+    """[N, patches], a row per picture of the batch."""
+    masks = [sample["object_patches"] for sample in samples if "object_patches" in sample]
+    for sample in samples:
+        count, found = len(sample.get("images", ())), len(sample.get("object_patches", ()))
+        if count != found:
+            raise ValueError(
+                f"sample {sample.get('sample_id', '(no id)')} has {count} pictures and {found} rows of object_patches, "
+                "expected a row per picture; give every data set of the mixture object masks, or none"
+            )
+    widths = {mask.shape[1] for mask in masks}
+    if len(widths) > 1:
+        raise ValueError(f"object_patches of {sorted(widths)} patches in one batch, expected those of one tower")
+    return torch.cat(masks)
 
 
 def _stack_clips(samples: list[Fields]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +34,6 @@ class Context:
     @property
     def columns(self) -> int:
         return self.mask.shape[1]
-
-    def repeated(self, rows: int) -> Context:
-        """A context of `rows` equal rows, from one of a single row, which stays as it is."""
-        cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(rows)
-        return Context(cache=cache, mask=self.mask.repeat(rows, 1), lengths=self.lengths.repeat(rows))
 
     def keep_rows(self, rows: Int[Tensor, " r"]) -> None:
         """Forget all other rows."""

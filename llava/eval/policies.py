@@ -39,13 +39,20 @@ class Decision:
         action: what is done now.
         understood: False where the answer named no action and the declared fallback is done.
         text: the answer, empty for policies without words.
-        tokens: positions that the language model computed for this decision, answer included.
+        tokens: positions that the language model read and wrote for this decision, answer included; a growing sequence
+            reads only what is new.
+        frames_encoded, frames_reused: pictures shown for this decision that went through the tower, and those whose
+            features were known; repeated and black ones are not counted.
+        kept_tokens: positions whose keys and values were known.
     """
 
     action: Action
     understood: bool = True
     text: str = ""
     tokens: int = 0
+    frames_encoded: int = 0
+    frames_reused: int = 0
+    kept_tokens: int = 0
 
 
 @runtime_checkable

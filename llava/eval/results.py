@@ -34,6 +34,9 @@ HEADLINE = (
 )
 """Measures of the table in order, with their heads."""
 
+REUSE = ("frames_encoded", "frames_reused", "kept_tokens")
+"""Fields of decisions that say what was not computed again."""
+
 
 def episode_record(
     walk: Walk, *, dtw_backend: str = "exact", radii: Sequence[float | int] = (3.0, 1.0)
@@ -59,6 +62,8 @@ def episode_record(
     record["decisions"] = len(walk.decisions)
     record["fallbacks"] = sum(not decision.understood for decision in walk.decisions)
     record["tokens"] = sum(decision.tokens for decision in walk.decisions)
+    for name in REUSE:
+        record[name] = sum(getattr(decision, name) for decision in walk.decisions)
     record["policy_seconds"] = round(walk.seconds, 5)
     record["scene_id"] = str(getattr(walk.episode, "scene_id", ""))
     record["instruction"] = str(getattr(walk.episode, "instruction", ""))
@@ -100,6 +105,8 @@ def summarise(episodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     total = {name: sum(row[name] for row in rows) for name in ("decisions", "tokens", "policy_seconds", "fallbacks")}
+    total |= {name: sum(row.get(name, 0) for row in rows) for name in REUSE}  # records of older versions lack them
+    shown = total["frames_encoded"] + total["frames_reused"]
     decisions, seconds = max(total["decisions"], 1), max(total["policy_seconds"], 1e-9)
     low_level = sum(row["steps_taken"] for row in rows)
     return {
@@ -109,6 +116,9 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "ms_per_action": 1000 * seconds / max(low_level, 1),
         "decisions_per_second": decisions / seconds,
         "fallback_rate": total["fallbacks"] / decisions,
+        "frames_encoded_per_decision": total["frames_encoded"] / decisions,
+        "frames_reused_rate": total["frames_reused"] / max(shown, 1),
+        "kept_tokens_per_decision": total["kept_tokens"] / decisions,
     }
 
 

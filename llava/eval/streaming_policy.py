@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llava.data.preprocess import encode_pieces
 from llava.eval.decoding import Context, greedy_answers, left_padded
+from llava.eval.frame_features import FrameFeatures
 from llava.eval.model_side import ModelSide
 from llava.eval.policies import Decision, EpisodeView
 from llava.navigation.actions import DEFAULT_FALLBACK, Action, decide
@@ -57,14 +58,15 @@ class StreamingPolicy:
         self.max_new_tokens = max_new_tokens or self._longest_answer()
         self._groups: list[_Group] = []
         self._over: set[str] = set()
+        self._pictures = FrameFeatures(side)
 
     # ------------------------------------------------------------------------------------------------ the three verbs
 
     def act(self, views: Sequence[EpisodeView]) -> list[Decision]:
         self._drop_finished()
-        features = dict(
-            zip([v.key for v in views], self.side.picture_features([v.frames[-1] for v in views]), strict=True)
-        )
+        pictures, is_new = self._pictures.of([(view.key, view.frames[-1]) for view in views])
+        features = {view.key: picture for view, picture in zip(views, pictures, strict=True)}
+        encoded = {view.key: new for view, new in zip(views, is_new, strict=True)}
         self._split_off_absent(set(features))
         known = {key for group in self._groups for key in group.keys}
         fresh = [view for view in views if view.key not in known]
@@ -73,11 +75,12 @@ class StreamingPolicy:
         decisions: dict[str, Decision] = {}
         for group in self._groups:
             if group.keys[0] in features:
-                decisions |= self._advance(group, [features[key] for key in group.keys])
+                decisions |= self._advance(group, [features[key] for key in group.keys], encoded)
         return [decisions[view.key] for view in views]
 
     def finish(self, key: str) -> None:
         self._over.add(key)
+        self._pictures.forget(key)
 
     def describe(self) -> dict[str, Any]:
         decoding = f"greedy, at most {self.max_new_tokens} tokens"
@@ -136,11 +139,12 @@ class StreamingPolicy:
                 _keep(group, here)
                 self._groups.append(waiting)
 
-    def _advance(self, group: _Group, features: Sequence[Tensor]) -> dict[str, Decision]:
+    def _advance(self, group: _Group, features: Sequence[Tensor], encoded: Mapping[str, bool]) -> dict[str, Decision]:
         new = [self._new_columns(group, row, picture) for row, picture in enumerate(features)]
         if group.context.columns + max(map(len, new)) + self.max_new_tokens > self.max_context:
             new = self._restart(group)
         block, real = left_padded(new)
+        known = group.context.lengths.tolist()
         logits = group.context.feed(self.side.model, block, real)
         answers = greedy_answers(self.side.model, group.context, logits, self.stop_ids, self.max_new_tokens)
         decisions = {}
@@ -148,7 +152,15 @@ class StreamingPolicy:
             text = self.side.text(ids)
             reading = decide(text, self.prompt.action_format, self.fallback)
             tokens = int(real[row].sum()) + len(ids) + 1
-            decisions[key] = Decision(action=reading.action, understood=reading.understood, text=text, tokens=tokens)
+            decisions[key] = Decision(
+                action=reading.action,
+                understood=reading.understood,
+                text=text,
+                tokens=tokens,
+                frames_encoded=int(encoded[key]),
+                frames_reused=int(not encoded[key]),
+                kept_tokens=known[row],
+            )
             group.left_by_action[row] = self._left_by(reading.action)
         return decisions
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -193,6 +193,40 @@ def _attend_varlen(
     return out.view(layout.num_rows, layout.length, *out.shape[1:])  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def attend_by_layout(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Every segment by itself, never with a mask over whole rows: [B, H, S, D] each -> [B, S, H, D]."""
+    if query.is_cuda and not layout.has_branches and varlen_attn is not None and query.dtype != torch.float32:
+        return _attend_varlen(query, key, value, layout, scaling, window)
+    return _attend_by_segment(query, key, value, layout, window, dropout_p=dropout, scale=scaling)
+
+
+@runtime_checkable
+class AttendsItself(Protocol):
+    """In the place of a `PackedLayout`: attends in its own way, as where a sequence lies on several ranks."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        """[B, H, S, D] each -> [B, S, H, D]."""
+        ...
+
+
 def packed_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -201,7 +235,7 @@ def packed_attention_forward(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    packed_layout: PackedLayout | None = None,
+    packed_layout: PackedLayout | AttendsItself | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
@@ -220,13 +254,13 @@ def packed_attention_forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if query.is_cuda and not packed_layout.has_branches and varlen_attn is not None and query.dtype != torch.float32:
-        return _attend_varlen(query, key, value, packed_layout, scaling, sliding_window), None
-    if query.is_cuda:
+    rule: dict[str, Any] = {"dropout": dropout, "scaling": scaling}
+    if not isinstance(packed_layout, PackedLayout):
+        return packed_layout.attend(query, key, value, window=sliding_window, **rule), None
+    if query.is_cuda and (packed_layout.has_branches or varlen_attn is None or query.dtype == torch.float32):
         mask = packed_layout.dense_mask(sliding_window)
-        return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
-    out = _attend_by_segment(query, key, value, packed_layout, sliding_window, dropout_p=dropout, scale=scaling)
-    return out, None
+        return sdpa_attention_forward(module, query, key, value, mask, **rule, **kwargs)
+    return attend_by_layout(query, key, value, packed_layout, window=sliding_window, **rule), None
 
 
 def register_packed_attention() -> None:

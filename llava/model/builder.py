@@ -48,6 +48,8 @@ def build_model(
     model_class = model_class_for(_llm_model_type(settings.get("llm_cfg")))
     model = model_class(model_class.config_class(**settings), attn_implementation=attn_implementation, dtype=dtype)
     attach_tokenizer(model, tokenizer)
+    if model.config.scene_split is not None:
+        model.initialize_scene_split()
     return model
 
 

@@ -33,7 +33,8 @@ class LlavaConfig(PreTrainedConfig):
         navigation_prompt: format, instruction treatment and number of frames of the navigation prompt.
         camera_profile: camera of the training data, compared with the camera at run time.
         tokenization_compat: fields of `TokenizationCompat`: how the texts of the training were cut. None = plainly.
-        reconstruction, scene_split: reserved; None means that the feature is absent.
+        reconstruction: settings of the next-frame loss (`ReconstructionConfig`); None = absent.
+        scene_split: settings of the background/object split (`SceneSplitConfig`); None = absent.
     """
 
     model_type = "llava"
@@ -141,6 +142,12 @@ class LlavaConfig(PreTrainedConfig):
         """Fewest and most tiles of a dynamic picture, as far as they are stored."""
         return {name: value for name in ("min_tiles", "max_tiles") if (value := getattr(self, name, None)) is not None}
 
+    def slots_of(self, num_tokens: int) -> int:
+        """Positions of a sequence that a picture of so many visual tokens takes."""
+        from llava.model.scene_split.config import SceneSplitConfig
+
+        return num_tokens if self.scene_split is None else SceneSplitConfig.read(self.scene_split).slots_of(num_tokens)
+
     def visual_spec(self) -> VisualSpec:
         """What the data side must know about the vision part.
 
@@ -167,7 +174,7 @@ class LlavaConfig(PreTrainedConfig):
         image_size = scales[-1] if scales and not self.dynamic_s2 else side
         return VisualSpec(
             image_size=image_size,
-            tokens_per_image=tokens,
+            tokens_per_image=self.slots_of(tokens),
             image_mean=mean,
             image_std=std,
             aspect_mode=self.aspect_mode(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,31 @@ if TYPE_CHECKING:
 DEFAULT_NUM_FRAMES = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompt:
+    """One user turn.
+
+    Attributes:
+        input_ids: [1, S] with one placeholder per picture.
+        images: uint8 [n, 3, H, W], or None.
+        image_sizes: of cut pictures.
+        pictures: as they were handed over.
+    """
+
+    input_ids: Tensor
+    images: Tensor | None
+    image_sizes: Tensor | None
+    pictures: list[Any]
+
+
 def encode_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(ids [1, S] with one placeholder per picture, uint8 pictures [n, 3, H, W] or None, sizes of cut ones).
+    """(ids [1, S] with one placeholder per picture, uint8 pictures [n, 3, H, W] or None, sizes of cut ones)."""
+    encoded = read_prompt(model, prompt)
+    return encoded.input_ids, encoded.images, encoded.image_sizes
+
+
+def read_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> EncodedPrompt:
+    """What the model reads of a user turn.
 
     Raises:
         ValueError: the model has no tokenizer or no template, or the prompt holds something else.
@@ -44,7 +68,12 @@ def encode_prompt(model: LlavaMetaForCausalLM, prompt: Any) -> tuple[Tensor, Ten
         image_token_id=IMAGE_TOKEN_INDEX,
     )
     device: Any = model.get_input_embeddings().weight.device
-    return torch.tensor([ids], device=device), None if pixels is None else pixels.to(device), sizes
+    return EncodedPrompt(
+        input_ids=torch.tensor([ids], device=device),
+        images=None if pixels is None else pixels.to(device),
+        image_sizes=sizes,
+        pictures=pictures,
+    )
 
 
 def to_pixels(model: LlavaMetaForCausalLM, pictures: Sequence[Any]) -> tuple[Tensor | None, Tensor | None]:

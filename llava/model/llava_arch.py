@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llava.batch import VisualSpec
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -23,6 +26,7 @@ from llava.model.autoregressive_reconstruction.module import (
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.media_embedding import (
     PaddingSide,
+    TokenRows,
     as_batch,
     count_pictures,
     expand_rows,
@@ -34,7 +38,15 @@ from llava.model.media_embedding import (
 from llava.model.multimodal_encoder.multi_scale import join_tiles, merge_scales
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
 from llava.model.multimodal_projector.base_projector import MultimodalProjector
+from llava.model.scene_split.config import SceneSplitConfig
+from llava.model.scene_split.embedding import embed_rows
+from llava.model.scene_split.fingerprint import WeightFingerprint
+from llava.model.scene_split.module import SceneSplitModule
+from llava.model.scene_split.report import SceneAnswer
+from llava.model.scene_split.scene_options import Originals, SceneOptions, generate_split, generate_whole, start_watch
+from llava.model.scene_split.setup import add_scene_split
 from llava.model.utils import count_visual_tokens, is_partitioned, is_trainable
+from llava.scene.detector import GuardedDetector, ObjectDetector, build_detector
 from llava.utils.tokenizer import infer_stop_tokens
 
 logger = logging.getLogger(__name__)
@@ -47,6 +59,7 @@ class LlavaMetaModel:
 
     Attributes:
         autoregressive_reconstruction: the next-frame loss beside them, in training and where surprise is asked for.
+        scene_split: what background and objects are encoded and projected with apart; None = pictures are not split.
         tokenizer: tokenizer of the language model, or None for a model built without one.
     """
 
@@ -55,6 +68,7 @@ class LlavaMetaModel:
     vision_tower: VisionTower
     mm_projector: MultimodalProjector
     autoregressive_reconstruction: AutoregressiveReconstructionModule | None
+    scene_split: SceneSplitModule | None
     tokenizer: Any = None
 
     def get_llm(self) -> PreTrainedModel:
@@ -79,10 +93,16 @@ class LlavaMetaModel:
         return count_visual_tokens(self.vision_tower.grid_side, 1, rate)
 
     @property
+    def slots_per_image(self) -> int:
+        """Positions of a sequence that a picture takes: its visual tokens, and separators where it is split."""
+        split = self.scene_split
+        return self.tokens_per_image if split is None else split.config.slots_of(self.tokens_per_image)
+
+    @property
     def visual_spec(self) -> VisualSpec:
         return VisualSpec(
             image_size=self.vision_tower.image_size,
-            tokens_per_image=self.tokens_per_image,
+            tokens_per_image=self.slots_per_image,
             image_mean=self.vision_tower.image_mean,  # pyright: ignore[reportArgumentType]
             image_std=self.vision_tower.image_std,  # pyright: ignore[reportArgumentType]
             aspect_mode=self.config.aspect_mode(),
@@ -110,6 +130,11 @@ class LlavaMetaModel:
             )
         wanted = ReconstructionConfig.read(self.config.reconstruction if config is None else config)
         present = self.autoregressive_reconstruction
+        if self.scene_split is not None:
+            raise ValueError(
+                "the next-frame loss is asked for and the model has scene_split: the loss reads the slots of a frame "
+                "in the order of its grid, which the split changes; train them one after the other"
+            )
         if present is not None:
             if present.config != wanted:
                 raise ValueError(
@@ -130,6 +155,19 @@ class LlavaMetaModel:
         self.config.reconstruction = wanted.to_dict()
         return module
 
+    def initialize_scene_split(self, config: SceneSplitConfig | Mapping[str, Any] | None = None) -> SceneSplitModule:
+        """Adds the background/object split, once, before the model is wrapped: modules, and tokens around the groups.
+
+        Own parts begin as copies of the model's, as they are now; pre-fusion begins as the identity.
+
+        Args:
+            config: `SceneSplitConfig` or a dict of its keys; None = what `config.scene_split` holds.
+
+        Raises:
+            ValueError: nothing is configured, the split is there with other settings, or this model cannot be split.
+        """
+        return add_scene_split(self, config)
+
     def frame_surprise(self, frames: Any, prompt: str | None = None, **options: Any) -> Float[Tensor, "v t"]:
         """How wrong the prediction of each frame of a clip was, of a model loaded with `surprise=True`; NaN = unknown.
 
@@ -140,17 +178,40 @@ class LlavaMetaModel:
 
         return frame_surprise(self, frames, prompt, **options)  # pyright: ignore[reportArgumentType]
 
-    def set_trainable(self, *, language_model: bool, vision_tower: bool, mm_projector: bool) -> None:
-        """Freezes or frees whole parts; tower layers behind the selected one stay frozen, nothing reaches them."""
+    def set_trainable(
+        self, *, language_model: bool, vision_tower: bool, mm_projector: bool, **split_parts: bool | None
+    ) -> None:
+        """Freezes or frees whole parts; what nothing reaches stays frozen: tower layers behind the selected one, and
+        the projector of a model whose groups have their own.
+
+        split_parts: parts of `scene_split` by name; None = as the part that they began as a copy of, and pre-fusion as
+        the projector.
+        """
         self.llm.requires_grad_(language_model)
+        self.set_vision_trainable(vision_tower=vision_tower, mm_projector=mm_projector, **split_parts)
+
+    def set_vision_trainable(self, *, vision_tower: bool, mm_projector: bool, **split_parts: bool | None) -> None:
+        """As `set_trainable`; the language model stays as it is."""
         self.vision_tower.requires_grad_(vision_tower)
         self.mm_projector.requires_grad_(mm_projector)
+        if self.scene_split is not None:
+            self.scene_split.set_trainable(vision_tower=vision_tower, mm_projector=mm_projector, **split_parts)
+            if self.scene_split.object_projector is not None:
+                self.mm_projector.requires_grad_(False)
 
     def freeze_to_eval(self) -> None:
-        """Puts wholly frozen vision parts into eval mode; called by each training forward pass."""
-        for part in (self.vision_tower, self.mm_projector):
+        """Puts wholly frozen parts into eval mode; called by each training forward pass.
+
+        Of a frozen language model the layers themselves stay in training mode, by which transformers decides whether
+        activations are recomputed; everything inside them (dropout, routing noise) does not.
+        """
+        split = () if self.scene_split is None else self.scene_split.children()
+        for part in (self.vision_tower, self.mm_projector, *split):
             if part.training and not is_trainable(part):
                 part.eval()
+        if not is_trainable(self.llm):
+            for module in self.llm.modules():
+                module.training = module.training and isinstance(module, (PreTrainedModel, GradientCheckpointingLayer))
 
 
 class LlavaMetaForCausalLM(LlavaMetaModel):
@@ -185,7 +246,7 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         """Language-model positions of each picture in reading order."""
         layouts = self._layouts(image_sizes)
         if layouts is None:
-            return [self.tokens_per_image] * count_pictures(images)
+            return [self.slots_per_image] * count_pictures(images)
         return [layout.num_tokens for layout in layouts]
 
     def _layouts(self, image_sizes: Int[Tensor, "k 2"] | None) -> list[Any] | None:
@@ -200,28 +261,30 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
             )
         return [rule.layout(height, width) for height, width in image_sizes.tolist()]
 
-    def _must_touch_vision(self) -> bool:
+    def must_touch_vision(self) -> bool:
         """A rank without pictures runs a blank one where others would wait for its gradients or its weights."""
         if not self.training:
             return False
-        trainable = is_trainable(self.vision_tower) or is_trainable(self.mm_projector)
-        return trainable or is_partitioned(self.vision_tower.parameters())
+        parts = [self.vision_tower, self.mm_projector, *([] if self.scene_split is None else [self.scene_split])]
+        return any(map(is_trainable, parts)) or is_partitioned(self.vision_tower.parameters())
 
-    def _image_token_id(self) -> int:
+    @property
+    def image_token_id(self) -> int:
         return IMAGE_TOKEN_INDEX if self.config.image_token_id is None else self.config.image_token_id
 
     def embed_multimodal(
         self, input_ids: Int[Tensor, "b s"], is_image: Bool[Tensor, "b s"], features: Float[Tensor, "n t d"] | None
     ) -> Float[Tensor, "b s d"]:
         """Text embeddings with every slot of is_image taken by the next visual token."""
+        blank = None
+        if features is None and self.must_touch_vision():  # before the text, as on ranks with pictures: ZeRO-3 gathers
+            size = self.vision_tower.image_size  # the weights of all ranks in the order of use
+            pixels = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=input_ids.device)
+            blank = 0.0 * self.encode_pictures(pixels, None).sum()
         embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if features is not None:
             return write_features(embeds, is_image, features)
-        if self._must_touch_vision():
-            size = self.vision_tower.image_size
-            blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device)
-            embeds = embeds + 0.0 * self.encode_pictures(blank, None).sum().to(embeds.dtype)
-        return embeds
+        return embeds if blank is None else embeds + blank.to(embeds.dtype)
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -233,34 +296,65 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         images: Any,
         padding_side: PaddingSide | None = None,
         image_sizes: Int[Tensor, "k 2"] | None = None,
+        object_patches: Bool[Tensor, "n p"] | None = None,
     ) -> tuple[None, Tensor | None, Tensor | None, Any, Tensor, Tensor | None]:
         """Token ids and pictures to embeddings; placeholders may be expanded or not, rows padded on either side.
 
         Rows longer than `tokenizer_model_max_length` are cut at the end. Padding goes to `padding_side` (default: the
         language model's `tokenizer_padding_side`, else right) with zero embeddings, ignored labels, position 0.
 
+        A model with `scene_split` reads object_patches (see `forward`); its positions differ from the columns, so ask
+        for them by giving any.
+
         Returns:
             (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels); None in, None out.
         """
         given = position_ids is not None, attention_mask is not None, labels is not None
-        token_id = self._image_token_id()
+        token_id = self.image_token_id
         ids = unify_image_token(input_ids, token_id)
         mask = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         targets = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels
         counts = self.tokens_of_pictures(images, image_sizes)
-        if not placeholders_are_expanded((ids == token_id) & mask, counts, self.tokens_per_image):
+        if not placeholders_are_expanded((ids == token_id) & mask, counts, self.slots_per_image):
             ids, targets, mask = expand_rows(ids, targets, mask, counts, token_id)
-        features = self.encode_pictures(images, image_sizes) if counts else None
-        embeds = self.embed_multimodal(ids, (ids == token_id) & mask, features) * mask[..., None]
-        mask, targets, embeds = self._cut_and_pad(mask, targets, embeds, padding_side)
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0) * mask
+        rows = TokenRows(input_ids=ids, attention_mask=mask, labels=None if labels is None else targets)
+        embeds, rows = self.embed_expanded(rows, (ids == token_id) & mask, images, image_sizes, object_patches)
+        mask, positions = rows.is_token(), rows.positions()
+        targets = targets if rows.labels is None else rows.labels
+        order, mask = self._cut_and_pad(mask, padding_side)
+        targets = targets.gather(1, order).masked_fill(~mask, IGNORE_INDEX)
+        embeds = embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[-1])) * mask[..., None]
+        positions = positions.gather(1, order) * mask
         kept = [value if was else None for value, was in zip((positions, mask, targets), given, strict=True)]
         return None, kept[0], kept[1], past_key_values, embeds, kept[2]
 
+    def embed_expanded(
+        self,
+        rows: TokenRows,
+        is_image: Bool[Tensor, "b s"],
+        images: Any,
+        image_sizes: Tensor | None,
+        object_patches: Tensor | None,
+    ) -> tuple[Float[Tensor, "b u d"], TokenRows]:
+        """Embeddings of rows in which every picture has all its slots; the split may change ids, positions, columns."""
+        if self.scene_split is not None:
+            return embed_rows(self, rows, images, object_patches)
+        if object_patches is not None:
+            raise ValueError(
+                "object_patches were given to a model without scene_split, which does not read them; call "
+                "model.initialize_scene_split, load a model that was trained with it, or leave them out"
+            )
+        features = self.encode_pictures(images, image_sizes) if count_pictures(images) else None
+        return self.embed_multimodal(rows.input_ids, is_image, features), rows
+
     def _cut_and_pad(
-        self, mask: Tensor, labels: Tensor, embeds: Tensor, padding_side: PaddingSide | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Packs the tokens of each row together, cuts at the greatest length, and puts the padding on its side."""
+        self, mask: Bool[Tensor, "b s"], padding_side: PaddingSide | None
+    ) -> tuple[Int[Tensor, "b u"], Bool[Tensor, "b u"]]:
+        """Columns that pack the tokens of each row together, cut at the greatest length, with the padding on its side.
+
+        Returns:
+            (column of every kept one, where a real token stands).
+        """
         longest = int(mask.sum(dim=1).max())
         limit = self._longest_sequence() or longest
         if longest > limit:
@@ -269,9 +363,7 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
         mask = mask.gather(1, order)
         side: Any = padding_side or getattr(self.llm.config, "tokenizer_padding_side", "right")
         order = order.gather(1, move_padding(mask, side))
-        mask = mask.gather(1, move_padding(mask, side))
-        labels = labels.gather(1, order).masked_fill(~mask, IGNORE_INDEX)
-        return mask, labels, embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[-1]))
+        return order, mask.gather(1, move_padding(mask, side))
 
     def _longest_sequence(self) -> int | None:
         """`tokenizer_model_max_length` of this model, or of its language model (where older checkpoints store it)."""
@@ -298,8 +390,17 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
     ) -> Any:
         """New token ids only [B, new]; text alone, one or many pictures in reading order, rows of unequal length.
 
-        Takes transformers' generation arguments. Without `eos_token_id` it stops at the end of text or of a turn.
+        Takes transformers' generation arguments, and those of `scene_split.scene_options.SceneOptions`. Without
+        `eos_token_id` it stops at the end of text or of a turn.
         """
+        scene, generation_kwargs = SceneOptions.take(generation_kwargs)
+        originals = generation_kwargs.pop("originals", None)
+        if input_ids is not None and scene.are_for(self, images):
+            kwargs = self._with_stops(generation_kwargs)
+            return generate_split(self, scene, input_ids, images, attention_mask, originals, **kwargs)
+        if input_ids is not None and scene.return_provenance:
+            inputs = input_ids, images, attention_mask, image_sizes
+            return generate_whole(self, scene, inputs, originals, **self._with_stops(generation_kwargs))
         if input_ids is None:
             return self.llm.generate(attention_mask=attention_mask, **self._with_stops(generation_kwargs))  # pyright: ignore
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -319,15 +420,41 @@ class LlavaMetaForCausalLM(LlavaMetaModel):
             kwargs = {**kwargs, "pad_token_id": self.tokenizer.eos_token_id if pad is None else pad}
         return kwargs
 
-    def generate_content(self, prompt: Any, generation_config: Any = None, **generation_kwargs: Any) -> str:
-        """Answer to one user turn: a text, a picture (PIL, `llava.Image`), a `llava.Video`, or a list of these."""
-        from llava.model.generation import encode_prompt
+    def generate_content(self, prompt: Any, generation_config: Any = None, **generation_kwargs: Any) -> Any:
+        """Answer to one user turn: a text, a picture (PIL, `llava.Image`), a `llava.Video`, or a list of these.
 
-        input_ids, images, image_sizes = encode_prompt(self, prompt)
+        The text, or a `SceneAnswer` of it with `return_provenance=True`.
+        """
+        from llava.model.generation import read_prompt
+
+        watch = start_watch(self, SceneOptions.take(generation_kwargs)[0])
+        with watch.stage("resize"):
+            prompt = read_prompt(self, prompt)
         if generation_config is not None:
             generation_kwargs["generation_config"] = generation_config
-        output = self.generate(input_ids, images, image_sizes=image_sizes, **generation_kwargs)
+        originals = Originals(pictures=prompt.pictures, watch=watch)
+        output = self.generate(
+            prompt.input_ids, prompt.images, image_sizes=prompt.image_sizes, originals=originals, **generation_kwargs
+        )
+        if isinstance(output, SceneAnswer):
+            return replace(output, output=self._text(output.output))
+        return self._text(output)
+
+    def _text(self, output: Int[Tensor, "b n"]) -> str:
         return self.tokenizer.decode(output[0], skip_special_tokens=True).strip()
+
+    @cached_property
+    def weight_fingerprint(self) -> WeightFingerprint:
+        """What the weights are now, for the keys of caches; `forget` makes it look again at every byte."""
+        return WeightFingerprint()
+
+    @cached_property
+    def scene_detector(self) -> ObjectDetector | None:
+        """The detector that `config.scene_split` names, built when it is first needed; None where it names none."""
+        split = None if self.scene_split is None else self.scene_split.config
+        if split is None or split.detector is None:
+            return None
+        return GuardedDetector(build_detector(split.detector, **split.detector_options))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.get_input_embeddings()

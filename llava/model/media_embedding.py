@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -10,8 +11,42 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model.attention import PADDING_SEGMENT, position_ids_of
 
 PaddingSide = Literal["left", "right"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRows:
+    """What `forward` gets of the tokens, all [B, S]; None where it was not given."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    labels: Tensor | None = None
+    segment_ids: Tensor | None = None
+    branch_ids: Tensor | None = None
+
+    def is_token(self) -> Bool[Tensor, "b s"]:
+        """False on padding."""
+        real = torch.ones_like(self.input_ids, dtype=torch.bool)
+        if self.attention_mask is not None:
+            real = real & self.attention_mask.bool()
+        return real if self.segment_ids is None else real & (self.segment_ids != PADDING_SEGMENT)
+
+    def positions(self) -> Int[Tensor, "b s"]:
+        """Those that were given, else as the language model counts."""
+        if self.position_ids is not None:
+            return self.position_ids
+        if self.segment_ids is None and self.branch_ids is None:
+            return (self.is_token().long().cumsum(dim=1) - 1).clamp(min=0)
+        segments = torch.zeros_like(self.input_ids) if self.segment_ids is None else self.segment_ids
+        return position_ids_of(segments, torch.zeros_like(segments) if self.branch_ids is None else self.branch_ids)
+
+    def gathered(self, order: Int[Tensor, "b u"]) -> TokenRows:
+        """Other columns of every row."""
+        given: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        return TokenRows(**{name: None if value is None else value.gather(1, order) for name, value in given.items()})
 
 
 def count_pictures(images: Any) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 if TYPE_CHECKING:
-    from llava.model.autoregressive_reconstruction.losses import SkillSums
+    from llava.model.autoregressive_reconstruction.losses import GeometrySums, SkillSums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +20,15 @@ class ReconstructionTerm:
     Attributes:
         loss: unweighted, with its graph; this batch's share of the mean over the step.
         weight: what it was multiplied by.
-        skill, by_motion: see `ReconstructionOutput`.
+        skill, by_motion, geometry, num_masked: see `ReconstructionOutput`.
     """
 
     loss: Tensor
     weight: float
     skill: SkillSums
     by_motion: Mapping[str, SkillSums]
+    geometry: GeometrySums | None = None
+    num_masked: int = 0
 
 
 @dataclass
@@ -49,3 +51,15 @@ class LlavaOutput(ModelOutput):
     past_key_values: Any = None
     hidden_states: Tensor | None = None
     reconstruction: ReconstructionTerm | None = None
+
+
+def states_of(decoded: Any, layer: int) -> Tensor:
+    """Hidden states [B, S, D] behind a layer as transformers counts: 0 = embeddings, -1 = behind the last norm."""
+    if layer == -1:
+        return decoded.last_hidden_state
+    states = decoded.hidden_states
+    if not -len(states) <= layer < len(states):
+        raise ValueError(
+            f"aux_layer is {layer}, the language model has hidden states {-len(states)}..{len(states) - 1}"
+        )
+    return states[layer]

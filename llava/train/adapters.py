@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ from llava.train.model_setup import (
     require_no_new_tower,
     weights_dtype,
     with_given_settings,
+    zero_init_off,
 )
 from llava.train.parse import RunArguments
 from llava.train.parts import LANGUAGE_MODEL, part_of, set_trainable
+from llava.train.scene_split_setup import attach_split, tuned_parts
 from llava.utils.distributed import barrier
 
 logger = logging.getLogger(__name__)
@@ -44,23 +46,33 @@ def prepare_adapted_model(
     device = "cpu" if how is None else str(args.training.device)  # quantised weights are made where they are used
     prepared = read_model(base, args, weights_dtype(args), quantization_config=how, device=device)
     model: Any = prepared.model
+    start = checkpoint or (Path(settings.weight_path).expanduser() if settings.weight_path else None)
+    _split(model, args, start)
     if how is not None:
         _prepare_quantised(model)
-    start = checkpoint or (Path(settings.weight_path).expanduser() if settings.weight_path else None)
     set_seed(args.training.seed)  # new adapters are the same whether the base was built just now or read
     may_cast = not args.training.deepspeed
     if start is None:
         folders.attach(model, _new_config(model, settings))
-        set_trained(model, settings, may_cast=may_cast)
+        set_trained(model, settings, may_cast=may_cast, split=tuned_parts(args))
         return replace(prepared, adapter=AdapterOnBase(base=base))
     modules = _modules_of(model, start, settings, is_resumed=checkpoint is not None)
     folders.attach(model, _stored_config(start, modules, settings))
-    set_trained(model, settings, may_cast=may_cast)  # first: whole weights are stored in float32
+    set_trained(model, settings, may_cast=may_cast, split=tuned_parts(args))  # first: whole weights are in float32
     changed = folders.read_over(model, start)
-    take_settings(model, read_config(start))
+    take_settings(model, {key: value for key, value in read_config(start).items() if key != "scene_split"})
     take_tokenizer(model, start)
     prepared = with_given_settings(model, model.tokenizer, args)
     return replace(prepared, adapter=AdapterOnBase(base=base, changed=changed))
+
+
+def _split(model: Any, args: RunArguments, start: Path | None) -> None:
+    """The split that the flags ask for, or that the adapters to go on from were trained with."""
+    stored = {} if start is None else read_config(start)
+    if stored.get("scene_split") is not None and model.scene_split is None:
+        with zero_init_off(args):
+            model.initialize_scene_split(stored["scene_split"])
+    attach_split(model, args)
 
 
 # ---- the base ----
@@ -141,18 +153,21 @@ def _new_config(model: Any, settings: AdapterSettings) -> Any:
 # ---- what is trained ----
 
 
-def set_trained(model: Any, settings: AdapterSettings, *, may_cast: bool) -> None:
+def set_trained(
+    model: Any, settings: AdapterSettings, *, may_cast: bool, split: Mapping[str, bool | None] | None = None
+) -> None:
     """Frees adapters, biases as asked, and parts that are trained whole; all else is frozen.
 
     Args:
+        split: parts of `scene_split` that are trained or not; those that are not named follow the model's.
         may_cast: parts that are trained whole become float32, as their adapters are; DeepSpeed keeps its own copy.
     """
     frozen_for_good = _unused_weights(model)
     if settings.tuned.get(LANGUAGE_MODEL):
-        set_trainable(model, settings.tuned)
+        set_trainable(model, settings.tuned, split)
     else:  # weights of 4 or 8 bits cannot even be asked
-        model.vision_tower.requires_grad_(settings.tuned["vision_tower"])
-        model.mm_projector.requires_grad_(settings.tuned["mm_projector"])
+        vision = {part: settings.tuned[part] for part in ("vision_tower", "mm_projector")}
+        model.set_vision_trainable(**vision, **(split or {}))
         for parameter in model.llm.parameters():
             parameter.requires_grad = False
     for name, parameter in model.named_parameters():
@@ -161,6 +176,9 @@ def set_trained(model: Any, settings: AdapterSettings, *, may_cast: bool) -> Non
     for part, is_tuned in settings.tuned.items():
         if is_tuned and may_cast:
             getattr(model, "llm" if part == LANGUAGE_MODEL else part).float()
+    for module in () if model.scene_split is None else model.scene_split.children():
+        if may_cast and any(parameter.requires_grad for parameter in module.parameters()):
+            module.float()
     if settings.bias != "none" and not any(_is_freed_bias(name, settings) for name, _ in model.named_parameters()):
         logger.warning("--lora_bias %s has no effect: there are no biases where it looks", settings.bias)
 

@@ -4,11 +4,20 @@
 Parsing (old spellings, which flags were given, warnings about flags without effect) is in `parse.py`.
 """
 
+import logging
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
 import transformers
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from llava.utils.registry import suggest
+
+logger = logging.getLogger(__name__)
+
+PACKAGED = ("tensorboard", "wandb", "trackio", "mlflow", "swanlab")
+"""Places for `--report_to` that are installed under their own name."""
 
 EMBEDDED = "embedded"
 """`--model_name_or_path embedded`: a small model built from nothing, its tokenizer trained on the data's own text."""
@@ -48,6 +57,12 @@ class ModelArguments:
     time_token_format: str = option("<t{t}>", "spelling of a time token")
     soft_ce_std: float = option(1.0, "width of the soft target of a time token")
     attn_implementation: str | None = option(None, "sdpa, flash_attention_2, ...; the model's default when not given")
+    scene_split: bool = option(False, "encode background and objects of a picture apart, to keep the background")
+    scene_split_config: str | None = option(
+        None, """keys of the split: '{"shared_projectors": false, "dilation": 1}', or a YAML or JSON file"""
+    )
+    image_cache: bool = option(False, "older name of scene_split")
+    scene_split_groups: str = option("both", "what a stage shows of a split picture: both, background or objects")
     embedded_size: str = option("tiny", "row of the table of embedded models: tiny (CPU) or gpu")
     vocab_size: int = option(1024, "vocabulary of the tokenizer trained for an embedded model")
 
@@ -82,9 +97,16 @@ class DataArguments:
     grounding_questions: float = option(
         0.0, "streaming: mean number of asides per decision that ask where an object is"
     )
+    turn_degrees: int = option(15, "next-frame loss: yaw of one low-level turn, where a registry entry names none")
+    frame_per_action: bool = option(
+        True, "next-frame loss: one picture per low-level action; False (by the clock) leaves motions unknown"
+    )
     names_place: bool = option(False, "streaming: answers first say where the goal is, stored in the checkpoint")
     learn_decisions: bool = option(
         True, "streaming: False trains the grounding questions only (a stage before walking)"
+    )
+    object_masks: str | None = option(
+        None, "folder or objects.jsonl of make_object_masks.py (scene_split); default: beside the pictures"
     )
     tokenization: str | None = option(None, "'navila' cuts texts as the published weights need it, 'plain' does not")
     broken_samples: str = option("skip", "skip (counted, reported) or raise")
@@ -117,12 +139,22 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_steps: float = option(10, "steps between two log lines")
     logging_nan_inf_filter: bool = option(False, "hide non-finite losses; False stops with an error instead")
     logging_dir: str | None = option(None, "folder of the TensorBoard files (default: OUTPUT_DIR/runs)")
+    log_sample_ids: bool = option(False, "write the names of the samples of every step into OUTPUT_DIR/logs")
     mpt_attn_impl: str = option("triton", "kept for old scripts")
 
     stage: str | None = option(None, "named row of settings: align, pretrain or sft; flags that are given win")
     tune_vision_tower: bool = option(False, "train the vision tower")
     tune_language_model: bool = option(False, "train the language model")
     tune_mm_projector: bool = option(False, "train the projector")
+    tune_background_projector: bool | None = option(None, "train it (scene_split; default: as tune_mm_projector)")
+    tune_object_projector: bool | None = option(None, "train it (scene_split; default: as tune_mm_projector)")
+    tune_object_tower: bool | None = option(None, "train it (scene_split; default: as tune_vision_tower)")
+    tune_prefusion: bool | None = option(None, "train it (scene_split; default: as tune_mm_projector)")
+    tune_last_layers: int | None = option(None, "of a trained language model, train so many last layers and no others")
+    background_projector_lr: float | None = option(None, "its learning rate (default: mm_projector_lr)")
+    object_projector_lr: float | None = option(None, "its learning rate (default: mm_projector_lr)")
+    object_tower_lr: float | None = option(None, "its learning rate (default: vision_tower_lr)")
+    prefusion_lr: float | None = option(None, "learning rate of the pre-fusion layers (default: learning_rate)")
     mm_projector_lr: float | None = option(None, "learning rate of the projector (default: learning_rate)")
     vision_tower_lr: float | None = option(None, "learning rate of the vision tower (default: learning_rate)")
     model_dtype: str = option("torch.bfloat16", "dtype of the weights; not given: float32, or bfloat16 under DeepSpeed")
@@ -131,12 +163,23 @@ class TrainingArguments(transformers.TrainingArguments):
     sampler: str = option("shuffle", "order of the samples: shuffle, length or modality_length")
     longvila_sampler: bool = option(False, "published spelling; same as --sampler shuffle")
     group_by_modality_length: bool = option(False, "published spelling; same as --sampler modality_length")
-    packing: bool = option(False, "several samples per row without padding; they do not see each other")
-    tokens_per_batch: int = option(-1, "token budget of a packed batch (-1: model_max_length x batch size)")
+    packing: str = field(
+        default="auto",
+        metadata={
+            "help": "samples end to end in one row, unseen by each other, instead of padded rows: True, False or auto "
+            "(wherever the attention has a kernel for it)",
+            "nargs": "?",
+            "const": "True",
+        },
+    )
+    tokens_per_batch: int = option(
+        -1, "fill packed batches up to so many tokens; -1: per_device_train_batch_size samples each"
+    )
 
     save_seconds: float = option(
         -1.0, "seconds of training between two checkpoints, beside save_steps; -1 = by steps only"
     )
+    save_async: bool = option(False, "go on training while a copy of the states is written; not under DeepSpeed")
     max_train_seconds: float = option(-1.0, "wall-clock budget: warm-up and decay follow the time, not the steps")
     total_time_limit: float = option(-1.0, "minutes after which the run saves, stops and exits with 124; -1 = never")
     pre_terminate_time: float = option(10.0, "minutes before total_time_limit at which it saves")
@@ -145,6 +188,9 @@ class TrainingArguments(transformers.TrainingArguments):
     enable_autoregressive: bool = option(False, "also predict the features of the next frame (training only)")
     autoregressive_config: str | None = option(
         None, """keys of the next-frame loss: '{"num_hist": 3, "loss_weight": 0.1}', or a YAML or JSON file"""
+    )
+    autoregressive_depth: bool = option(
+        False, "also predict the depth of the next frame, which the data holds (vila-world write --depth)"
     )
     autoregressive_lr: float | None = option(None, "learning rate of the predictor (default: learning_rate)")
 
@@ -162,24 +208,46 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_vt: bool = option(False, "adapters in the vision tower")
     dpo: bool = option(False, "preference training")
     dpo_beta: float = option(0.1, "temperature of preference training")
-    seq_parallel_size: int = option(-1, "GPUs that share one sequence")
-    seq_parallel_ring_size: int = option(-1, "ring part of seq_parallel_size")
-    seq_parallel_ring_type: str = option("ring_varlen", "ring_varlen or zigzag_ring_varlen")
+    seq_parallel_size: int = option(-1, "processes that share one sequence; -1 = each has its own")
+    seq_parallel_ring_size: int = option(-1, "factor of seq_parallel_size that is a ring; -1 = 1, all Ulysses")
+    seq_parallel_ring_type: str = option("ring_varlen", "ring_varlen, or zigzag_ring_varlen (evens out the work)")
     debug_e2e: bool = option(False, "kept for old scripts")
 
     def __post_init__(self) -> None:
         self.report_to = _reporters(self.report_to)
+        self.packing = _packing(self.packing)
         super().__post_init__()
 
 
+def _packing(wanted: str | bool) -> str:
+    """True, False or auto, as the other flags are written."""
+    known = {"true": "True", "false": "False", "auto": "auto"}
+    if str(wanted).lower() not in known:
+        raise ValueError(f"packing is '{wanted}', expected True, False or auto")
+    return known[str(wanted).lower()]
+
+
 def _reporters(wanted: str | list[str] | None) -> list[str]:
-    """`auto` is TensorBoard where it is installed; several names are separated by commas."""
+    """`auto` is TensorBoard where it is installed; several names are separated by commas.
+
+    Raises:
+        ValueError: an unknown name, or one whose package is not installed.
+    """
     names = wanted.split(",") if isinstance(wanted, str) else list(wanted or [])
     names = [name.strip() for name in names if name.strip() not in ("", "none")]
     if names == ["auto"]:
-        return ["tensorboard"] if find_spec("tensorboard") else []
-    if "tensorboard" in names and not find_spec("tensorboard"):
-        raise ValueError(
-            "report_to names tensorboard, which is not installed; pip install tensorboard, or --report_to none"
-        )
+        if not find_spec("tensorboard"):
+            logger.info(
+                "no TensorBoard files: pip install tensorboard to have them, --report_to none to leave them out"
+            )
+            return []
+        return ["tensorboard"]
+    known = sorted(INTEGRATION_TO_CALLBACK)
+    for name in names:
+        if name not in (*known, "all"):
+            raise ValueError(f"report_to names '{name}'{suggest(name, known)}; expected {', '.join(known)} or none")
+        if name in PACKAGED and not find_spec(name):
+            raise ValueError(
+                f"report_to names {name}, which is not installed; pip install {name}, or give another or none"
+            )
     return names

@@ -1,7 +1,8 @@
 """Folders on disk: checkpoints that are whole or not there, and runs that are finished or not.
 
-A checkpoint is written under a hidden name and renamed when all of it is on disk; a marker inside says so, which also
-covers file systems where a rename can be seen early. A finished run carries `training_complete.json`.
+A checkpoint is written under a hidden name and renamed when all of it is on disk; a marker inside lists its files with
+their sizes, which also covers file systems where a rename can be seen early, and copies that were cut off. No complete
+checkpoint is removed before a newer one is complete. A finished run carries `training_complete.json`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,49 @@ logger = logging.getLogger(__name__)
 MARKER = "checkpoint_complete.json"
 FINISHED = "training_complete.json"
 STAGING = ".incomplete"
+ASIDE = ".replaced"
+
+
+def require_writable(output_dir: Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        ValueError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be written to --output_dir {output_dir} ({error.strerror}); choose another folder"
+        ) from error
 
 
 def mark_complete(folder: Path, facts: dict[str, Any]) -> None:
     """Write the marker last, after the data before it has reached the disk."""
-    _flush(folder)
-    write_json(folder / MARKER, facts)
+    write_json(folder / MARKER, {**facts, "files": _flush(folder)})
 
 
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
+def _flush(folder: Path) -> dict[str, int]:
+    """Bytes of every file below a folder, all of them on the disk with the names that lead to them."""
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            _sync(path)
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            _sync(path)
+    return sizes
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -43,13 +75,18 @@ def write_json(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+    _sync(path.parent)
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Give a complete checkpoint its name; an older folder of that name is replaced."""
+    """Give a complete checkpoint its name; an older folder of that name is set aside first and removed afterwards."""
+    aside = final.parent / ASIDE / final.name
     if final.exists():
-        shutil.rmtree(final)
+        aside.parent.mkdir(exist_ok=True)
+        final.replace(aside)
     staged.replace(final)
+    _sync(final.parent)
+    shutil.rmtree(aside.parent, ignore_errors=True)
 
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:
@@ -59,11 +96,29 @@ def complete_checkpoints(output_dir: Path) -> list[Path]:
         number = re.fullmatch(r"checkpoint-(\d+)", path.name)
         if not number:
             continue
-        if (path / MARKER).is_file():
+        fault = fault_of(path)
+        if fault is None:
             found.append((int(number[1]), path))
         else:
-            logger.warning("%s has no %s: it was not written to the end and is skipped", path, MARKER)
+            logger.warning("%s %s: it was not written to the end and is skipped", path, fault)
     return [path for _, path in sorted(found)]
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks of being whole; None for a whole one."""
+    try:
+        sizes = read_json(checkpoint / MARKER).get("files", {})
+    except FileNotFoundError:
+        return f"has no {MARKER}"
+    except json.JSONDecodeError:
+        return f"has a {MARKER} that cannot be read"
+    for name, size in sizes.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"lacks {name}"
+        if path.stat().st_size != size:
+            return f"has {path.stat().st_size} of {size} bytes of {name}"
+    return None
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
@@ -78,19 +133,24 @@ def remove_old(output_dir: Path, keep: int | None, protect: Path | None = None) 
         return
     for path in complete_checkpoints(output_dir)[:-keep]:
         if path != protect:
+            (path / MARKER).unlink()  # first: a removal that is killed leaves no half checkpoint that looks whole
             shutil.rmtree(path, ignore_errors=True)
 
 
 def clear_staging(output_dir: Path) -> None:
-    """Remove what a killed process left half-written."""
-    shutil.rmtree(output_dir / STAGING, ignore_errors=True)
+    """Remove what a killed process left half-written; put back what it set aside and did not replace."""
+    for aside in (output_dir / ASIDE).glob("checkpoint-*"):
+        if not (output_dir / aside.name).exists():
+            aside.replace(output_dir / aside.name)
+    for name in (ASIDE, STAGING):
+        shutil.rmtree(output_dir / name, ignore_errors=True)
 
 
 def finished_run(output_dir: Path) -> dict[str, Any] | None:
     """Facts about a run that ended, or None. A marker that cannot be read counts as not there."""
     try:
         return read_json(output_dir / FINISHED)
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from llava.data.datasets_mixture import DataRegistry, Entry, load_registry
 from llava.train.corpus import corpus
 from llava.train.model_setup import EMBEDDED_TEMPLATE, PreparedModel
 from llava.train.parse import RunArguments
-from llava.train.reconstruction_setup import clip_options, reconstruction_settings
+from llava.train.reconstruction_setup import check_second_target, clip_options, reconstruction_settings
+from llava.train.rows import packs_rows
 from llava.train.samplers import Mixture, parse_weights
+from llava.train.scene_split_setup import mask_options
 from llava.utils.registry import Registry
 from llava.utils.tokenizer import TokenizationCompat
 
@@ -82,28 +84,31 @@ def prepare_data(args: RunArguments, prepared: PreparedModel) -> PreparedData:
     return PreparedData(
         train=full if kept == len(full) else Subset(full, range(kept)),
         evaluation=_dataset(evaluation, args, prepared, registry, "eval") if evaluation else None,
-        collator=_collator(args, prepared),
+        collator=_collator(args, prepared, packs_rows(args, prepared.model, has_branches=_has_branches(full, args))),
         mixture=Mixture(sizes=tuple(full.sizes) if kept == len(full) else (kept,), weights=weights),
         lengths=np.minimum(full.lengths[:kept], args.training.model_max_length),
-        modalities=np.array([int(kind != "text") for kind in full.modality[:kept]]),
+        modalities=np.fromiter((kind != "text" for kind in full.modality[:kept]), np.uint8, kept),
         stored=_stored(full),
     )
 
 
 def _dataset(mixture: str, args: RunArguments, prepared: PreparedModel, registry: DataRegistry, split: str) -> Any:
     model: Any = prepared.model
-    return build_dataset(
+    options = replace(data_options(args, model.config, model.vision_tower), object_masks=mask_options(model, args))
+    dataset = build_dataset(
         mixture,
         registry=registry,
         tokenizer=prepared.tokenizer,
         spec=model.visual_spec,
         template=prepared.template,
-        options=data_options(args, model.config),
+        options=options,
         split=split,
     )
+    check_second_target(dataset, options.clips)
+    return dataset
 
 
-def data_options(args: RunArguments, config: Any) -> DataOptions:
+def data_options(args: RunArguments, config: Any, tower: Any) -> DataOptions:
     """Choices of the data side: given flags, else what the checkpoint stores, else the defaults."""
     data, stored = args.data, getattr(config, "navigation_prompt", None) or {}
     chosen: dict[str, Any] = {
@@ -113,9 +118,11 @@ def data_options(args: RunArguments, config: Any) -> DataOptions:
         "max_decisions": data.max_decisions,
         "grounding_questions": data.grounding_questions,
         "learn_decisions": data.learn_decisions,
+        "turn_degrees": data.turn_degrees,
+        "frame_per_action": data.frame_per_action,
         "names_place": data.names_place or stored.get("names_place", False),
         "tokenization_compat": getattr(config, "tokenization_compat", None),
-        "clips": clip_options(reconstruction_settings(args)),
+        "clips": clip_options(reconstruction_settings(args), tower),
         "on_error": data.broken_samples,
         "seed": args.training.seed,
     }
@@ -132,13 +139,19 @@ def _store_tokenization(args: RunArguments, config: Any) -> None:
         config.tokenization_compat = asdict(TOKENIZATIONS[args.data.tokenization])
 
 
-def _collator(args: RunArguments, prepared: PreparedModel) -> DataCollator:
+def _has_branches(dataset: Any, args: RunArguments) -> bool:
+    """Streaming episodes and grounding questions are the data with tokens that others of the sample do not see."""
+    formats = {prompt["format"] for prompt in dataset.navigation_prompts.values()}
+    return "streaming" in formats or args.data.grounding_questions > 0
+
+
+def _collator(args: RunArguments, prepared: PreparedModel, packs: bool) -> DataCollator:
     tokenizer, model = prepared.tokenizer, prepared.model
     pad = tokenizer.pad_token_id
     return DataCollator(
         pad_token_id=int(tokenizer.eos_token_id if pad is None else pad),  # type: ignore[arg-type]
         max_length=args.training.model_max_length,
-        mode="pack" if args.training.packing else "pad",
+        mode="pack" if packs else "pad",
         rows="one",
         image_token_id=model.config.image_token_id,
     )

@@ -16,6 +16,8 @@ from transformers import HfArgumentParser
 
 from llava.train.adapter_flags import adapter_settings, quantisation
 from llava.train.args import DataArguments, ModelArguments, TrainingArguments
+from llava.train.published_flags import RENAMED as RENAMED_BY_OTHERS
+from llava.train.published_flags import refuse_published, spell_out_parts
 from llava.train.stages import STAGES
 from llava.utils.distributed import is_distributed
 from llava.utils.registry import suggest
@@ -32,6 +34,7 @@ RENAMED = {
     "mm_projector_type": "mm_projector",
     "pretrain_mm_mlp_adapter": "mlp_path",
     "vision_tower_name": "vision_tower",
+    **RENAMED_BY_OTHERS,
 }
 # transformers 5.2x renamed gradient checkpointing; both spellings work here with either release.
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
@@ -65,13 +68,14 @@ WITHOUT_EFFECT: Mapping[str, tuple[Any, str]] = {
     "length_column_name": (None, "lengths come from the data sets"),
     "remove_unused_columns": (False, "samples are not table rows"),
     "auto_find_batch_size": (False, "use --tokens_per_batch"),
+    "dataloader_drop_last": (False, "every sample is used: the batches of an epoch differ by at most one sample"),
+    "dataloader_persistent_workers": (True, "workers always live as long as the run"),
     "longvila_sampler": (None, "the shuffled sampler is used (the published one forgot to shuffle)"),
 }
 """flag -> (the only value that needs no remark, why the flag does nothing)."""
 
 NOT_BUILT: Mapping[str, tuple[Any, str]] = {
-    "dpo": (False, "use llava.trl once it offers it"),
-    "seq_parallel_size": (-1, "leave it out"),
+    "dpo": (False, "start python -m llava.train.dpo, which trl does the work of"),
     "mm_use_im_start_end": (False, "leave it out"),
     "mm_use_im_patch_token": (False, "pass False"),
     "video_max_tiles": (1, "leave it out: frames of a video are not cut"),
@@ -104,7 +108,8 @@ def parse_args(argv: Sequence[str], *, defaults: Mapping[str, Any] | None = None
         ValueError: unknown flag (the nearest one is suggested), or a flag whose job is not built.
     """
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)  # type: ignore[arg-type]
-    words = _drop_removed(_modern_words(list(argv)))
+    words = _drop_removed(spell_out_parts(_modern_words(list(argv))))
+    refuse_published(words)
     given = frozenset(_given(words))
     preset = {RENAMED.get(name, name): value for name, value in {**(defaults or {}), **_stage_row(words)}.items()}
     words = [w for name, value in preset.items() if name not in given for w in (f"--{name}", str(value))] + words
@@ -192,6 +197,8 @@ def _stage_row(words: list[str]) -> Mapping[str, Any]:
 
 def _fit_to_machine(words: list[str], given: frozenset[str]) -> list[str]:
     """What a machine without a GPU cannot do is left out with a word about it."""
+    if _value(words, "deepspeed") in ("none", ""):
+        words = _without(words, "deepspeed")
     if _value(words, "deepspeed") and not find_spec("deepspeed"):
         raise ValueError("--deepspeed needs a package that is not installed: pip install deepspeed, or leave it out")
     if torch.cuda.is_available():
@@ -219,12 +226,32 @@ def _check(args: RunArguments) -> None:
     training = args.training
     if training.group_by_modality_length and "sampler" not in args.given:
         training.sampler = "modality_length"
-    if training.tokens_per_batch > 0 and not training.packing:
-        logger.warning("--tokens_per_batch %d has no effect without --packing True", training.tokens_per_batch)
+    _check_batches(args)
     if training.max_train_seconds > 0 and {"max_steps", "num_train_epochs"} & args.given:
         logger.warning(
             "--max_train_seconds %.0f may end the run before max_steps or num_train_epochs do",
             training.max_train_seconds,
+        )
+
+
+def _check_batches(args: RunArguments) -> None:
+    """Two ways to say how large a batch is exclude each other; the one that does not hold is named."""
+    training = args.training
+    if training.tokens_per_batch <= 0:
+        return
+    if training.packing == "False":
+        logger.warning("--tokens_per_batch %d has no effect with --packing False", training.tokens_per_batch)
+        training.tokens_per_batch = -1
+        return
+    if "per_device_train_batch_size" in args.given:
+        logger.warning(
+            "--per_device_train_batch_size %d has no effect with --tokens_per_batch %d",
+            training.per_device_train_batch_size, training.tokens_per_batch,
+        )  # fmt: skip
+    if training.sampler != "shuffle":
+        logger.warning(
+            "--sampler %s has no effect with --tokens_per_batch, whose batches hold samples of all lengths",
+            training.sampler,
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llava.model.autoregressive_reconstruction.batches import items_of_batch
 from llava.model.autoregressive_reconstruction.config import ReconstructionConfig
-from llava.model.autoregressive_reconstruction.losses import SkillSums
+from llava.model.autoregressive_reconstruction.losses import GeometrySums, SkillSums
 from llava.model.outputs import ReconstructionTerm
 from llava.train.parts import LANGUAGE_MODEL, part_of
 from llava.utils.distributed import gather_objects
@@ -86,6 +86,8 @@ class _Finite:
 class _Sums:
     skill: SkillSums | None = None
     by_motion: dict[str, SkillSums] = field(default_factory=dict)
+    geometry: GeometrySums | None = None
+    num_masked: int = 0
     checks: list[_Finite] = field(default_factory=list)
 
 
@@ -102,6 +104,7 @@ class ReconstructionMonitor:
         self._sums = _Sums()
         self._gradients: dict[str, GradientComparison] = {}
         self._cannot_measure = False
+        self._share_began = False
         self._warned: set[str] = set()
 
     # ---- weight ----
@@ -111,13 +114,15 @@ class ReconstructionMonitor:
         decay = 1 - min(progress, 1.0) if self.config.weight_decay == "linear" else 1.0
         return min(self.base_weight * decay, self._cap)
 
-    def state(self) -> dict[str, float | None]:
+    def state(self) -> dict[str, float | bool | None]:
         """What a resumed run must know to go on with the same weight."""
-        return {"base_weight": self.base_weight, "cap": None if math.isinf(self._cap) else self._cap}
+        cap = None if math.isinf(self._cap) else self._cap
+        return {"base_weight": self.base_weight, "cap": cap, "share_began": self._share_began}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.base_weight = float(state.get("base_weight", self.base_weight))
         self._cap = math.inf if state.get("cap") is None else float(state["cap"])
+        self._share_began = bool(state.get("share_began", True))
 
     # ---- counting and watching ----
 
@@ -131,6 +136,9 @@ class ReconstructionMonitor:
         sums.skill = term.skill if sums.skill is None else sums.skill + term.skill
         for name, skill in term.by_motion.items():
             sums.by_motion[name] = sums.by_motion[name] + skill if name in sums.by_motion else skill
+        if term.geometry is not None:
+            sums.geometry = term.geometry if sums.geometry is None else sums.geometry + term.geometry
+        sums.num_masked += term.num_masked
         sums.checks.append(_Finite(step, sample_ids, torch.isfinite(term.loss.detach())))
 
     def check_finite(self) -> None:
@@ -145,9 +153,16 @@ class ReconstructionMonitor:
     # ---- gradients ----
 
     def is_due(self, step: int) -> bool:
-        """Whether both gradients are measured at this step; the same on every rank."""
+        """Whether both gradients are measured at this step; the same on every rank.
+
+        A share of the gradient begins with the first auxiliary gradient that is not zero. A head of zeros has none at
+        the first step, so until then (for `gradient_every` steps at most) every step is measured.
+        """
         every = self.config.gradient_every
-        return every > 0 and step % every == 0 and not self._cannot_measure and not self.config.auxiliary_only
+        if every == 0 or self._cannot_measure or self.config.auxiliary_only:
+            return False
+        is_awaited = self.config.gradient_share is not None and not self._share_began and step < every
+        return is_awaited or step % every == 0
 
     def measure(self, total: Tensor, term: ReconstructionTerm, model: nn.Module, *, engine_watches: bool) -> None:
         """Compares the gradients of both losses of one micro-batch; costs two more backward passes through it.
@@ -169,7 +184,7 @@ class ReconstructionMonitor:
         main = math.hypot(*(g.main for g in self._gradients.values())) if self._gradients else 0.0
         auxiliary = math.hypot(*(g.auxiliary for g in self._gradients.values())) if self._gradients else 0.0
         if share is not None and auxiliary > 0:
-            self.base_weight = share * main / auxiliary
+            self.base_weight, self._share_began = share * main / auxiliary, True
 
     def _give_up(self, why: str) -> None:
         if self.config.gradient_share is not None:
@@ -190,10 +205,8 @@ class ReconstructionMonitor:
         sums, self._sums = self._sums, _Sums()
         weight = self.weight(progress)
         result = {"autoregressive_weight": weight}
-        total, by_motion = _over_ranks(sums)
-        result |= total.read()
-        result |= {f"autoregressive_skill_{name}": skill.read()["autoregressive_skill"]
-                   for name, skill in by_motion.items() if float(skill.num_items)}  # fmt: skip
+        found = _over_ranks(sums)
+        result |= _figures(found)
         main, auxiliary = logs.get("main_loss", 0.0), logs.get("autoregressive_loss", 0.0)
         if main > 0:
             result["autoregressive_ratio"] = weight * auxiliary / main
@@ -201,7 +214,7 @@ class ReconstructionMonitor:
         for part, gradient in self._gradients.items():
             result[f"gradient_ratio_{part}"] = weight * gradient.auxiliary / max(gradient.main, 1e-30)
             result[f"gradient_cosine_{part}"] = gradient.cosine
-        self._warn(result, has_items=float(total.num_items) > 0)
+        self._warn(result, has_items=float(found.skill.num_items) + found.num_masked > 0)
         return result
 
     def _follow_cap(self, main: float, auxiliary: float) -> None:
@@ -213,6 +226,12 @@ class ReconstructionMonitor:
         """Each warning once per run."""
         if not has_items:
             self._warn_once("no frames", "no frame was predicted since the last log line: the batches hold no clips")
+        if figures.get("autoregressive_geometry_unknown") and "autoregressive_geometry_loss" not in figures:
+            self._warn_once(
+                "geometry",
+                "the geometry of no frame was known since the last log line: the second target teaches nothing; check "
+                "that depth_path holds the videos of the mixture",
+            )
         ratio = figures.get("autoregressive_ratio", 0.0)
         if ratio > LARGEST_RATIO:
             self._warn_once(
@@ -275,11 +294,47 @@ def _mean(found: Sequence[GradientComparison]) -> GradientComparison:
     return GradientComparison(main=mean("main"), auxiliary=mean("auxiliary"), cosine=mean("cosine"))
 
 
-def _over_ranks(sums: _Sums) -> tuple[SkillSums, dict[str, SkillSums]]:
-    own = {name: skill.stack().tolist() for name, skill in sums.by_motion.items()}
-    own[""] = [0.0] * 5 if sums.skill is None else sums.skill.stack().tolist()
+@dataclass(frozen=True, kw_only=True)
+class _Totals:
+    """What the ranks saw together."""
+
+    skill: SkillSums
+    by_motion: Mapping[str, SkillSums]
+    geometry: GeometrySums | None
+    num_masked: int
+
+
+def _over_ranks(sums: _Sums) -> _Totals:
+    own = {f"motion {name}": skill.stack().tolist() for name, skill in sums.by_motion.items()}
+    own["skill"] = (SkillSums.zero() if sums.skill is None else sums.skill).stack().tolist()
+    own["masked"] = [float(sums.num_masked)]
+    if sums.geometry is not None:
+        own["geometry"] = sums.geometry.stack().tolist()
     total: dict[str, Tensor] = {}
     for rank in gather_objects(own):
         for name, values in rank.items():
-            total[name] = total.get(name, torch.zeros(5)) + torch.tensor(values)
-    return SkillSums.unstack(total.pop("")), {name: SkillSums.unstack(values) for name, values in total.items()}
+            total[name] = total[name] + torch.tensor(values) if name in total else torch.tensor(values)
+    motions = {name: values for name, values in total.items() if name.startswith("motion ")}
+    return _Totals(
+        skill=SkillSums.unstack(total["skill"]),
+        by_motion={name.removeprefix("motion "): SkillSums.unstack(values) for name, values in motions.items()},
+        geometry=GeometrySums.unstack(total["geometry"]) if "geometry" in total else None,
+        num_masked=int(total["masked"]),
+    )
+
+
+def _figures(found: _Totals) -> dict[str, float]:
+    """For the log. Skills without anything to compare with are left out and counted, so that no mean becomes -inf."""
+    result = found.skill.read()
+    skills = {"": result.get("autoregressive_skill")} if float(found.skill.num_items) else {}
+    for name, sums in found.by_motion.items():
+        if float(sums.num_items):
+            skills[f"_{name}"] = sums.read().get("autoregressive_skill")
+    result |= {f"autoregressive_skill{name}": skill for name, skill in skills.items() if skill is not None}
+    if undefined := sum(skill is None for skill in skills.values()):
+        result["autoregressive_undefined_skills"] = float(undefined)
+    if found.geometry is not None:
+        result |= found.geometry.read()
+    if found.num_masked:
+        result["autoregressive_masked"] = float(found.num_masked)
+    return result

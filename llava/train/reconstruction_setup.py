@@ -10,12 +10,21 @@ from typing import Any
 
 import yaml
 
+from llava.data.builder import MixtureDataset
 from llava.data.clips import ClipOptions
+from llava.data.geometry import DEPTH, GeometryOptions, path_key
 from llava.model.autoregressive_reconstruction.config import ReconstructionConfig
+from llava.model.autoregressive_reconstruction.targets import grid_side_of
 from llava.model.checkpoints import autoregressive
 from llava.train.parse import RunArguments
 
 logger = logging.getLogger(__name__)
+
+
+ONLY_WITH_IT = frozenset(
+    {"autoregressive_config", "autoregressive_lr", "autoregressive_depth", "turn_degrees", "frame_per_action"}
+)
+"""Flags that nothing else reads."""
 
 
 def reconstruction_settings(args: RunArguments) -> ReconstructionConfig | None:
@@ -25,15 +34,28 @@ def reconstruction_settings(args: RunArguments) -> ReconstructionConfig | None:
     """
     training = args.training
     if not training.enable_autoregressive:
-        if "autoregressive_config" in args.given or "autoregressive_lr" in args.given:
-            raise ValueError(
-                "--autoregressive_config and --autoregressive_lr are read with --enable_autoregressive True; add it"
-            )
+        if alone := sorted(ONLY_WITH_IT & args.given):
+            raise ValueError(f"--{alone[0]} is read with --enable_autoregressive True; add it, or leave it out")
         return None
-    return ReconstructionConfig.read({"embedding_dim": None, **read_keys(training.autoregressive_config)})
+    keys = read_keys(training.autoregressive_config)
+    if training.autoregressive_depth:
+        keys = _with_depth(keys)
+    return ReconstructionConfig.read({"embedding_dim": None, **keys})
 
 
-def read_keys(source: str | None) -> dict[str, Any]:
+def _with_depth(keys: dict[str, Any]) -> dict[str, Any]:
+    """What `--autoregressive_depth True` stands for."""
+    depth = {"geometry_dim": 1, "geometry_origin": DEPTH}
+    for name, value in depth.items():
+        if keys.get(name) not in (None, value):
+            raise ValueError(
+                f"--autoregressive_depth True and {name} {keys[name]!r} in --autoregressive_config, expected "
+                f"{value!r}; leave one of them out: there is one second target"
+            )
+    return {**keys, **depth}
+
+
+def read_keys(source: str | None, flag: str = "autoregressive_config") -> dict[str, Any]:
     """Keys from JSON text, or from a JSON or YAML file.
 
     Raises:
@@ -51,18 +73,43 @@ def read_keys(source: str | None) -> dict[str, Any]:
             raise ValueError("no such file")
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"autoregressive_config is {source!r} ({error}), expected '{{\"num_hist\": 3}}' or a YAML or JSON file"
+            f"{flag} is {source!r} ({error}), expected keys and values as '{{\"key\": 3}}', or a YAML or JSON file"
         ) from error
     if keys is not None and not isinstance(keys, dict):
-        raise ValueError(f"autoregressive_config {source!r} holds a {type(keys).__name__}, expected keys and values")
+        raise ValueError(f"{flag} {source!r} holds a {type(keys).__name__}, expected keys and values")
     return keys or {}
 
 
-def clip_options(config: ReconstructionConfig | None) -> ClipOptions | None:
-    """What the data side must bring along."""
+def clip_options(config: ReconstructionConfig | None, tower: Any) -> ClipOptions | None:
+    """What the data side must bring along.
+
+    Args:
+        tower: vision tower of the model, on whose grid of patches the second target is wanted.
+    """
     if config is None:
         return None
-    return ClipOptions(answer_targets="answer" in config.sites)
+    geometry = None
+    if config.geometry_dim is not None:
+        geometry = GeometryOptions(
+            origin=config.geometry_origin,
+            width=config.geometry_dim,
+            side=grid_side_of(tower.num_patches),
+            pool=config.target_pool,
+        )
+    return ClipOptions(answer_targets="answer" in config.sites, geometry=geometry)
+
+
+def check_second_target(dataset: MixtureDataset, clips: ClipOptions | None) -> None:
+    """Raises ValueError: a second target is asked for and no part of the mixture has any."""
+    if clips is None or clips.geometry is None:
+        return
+    known = [part.dataset.geometry for part in dataset.parts]
+    if not any(geometry is not None and geometry.root is not None for geometry in known):
+        key = path_key(clips.geometry.origin)
+        raise ValueError(
+            f"geometry_dim is {clips.geometry.width} and no data set of {dataset.names} has a {key}, expected one at "
+            "least; add it to its registry entry, or leave the second target out"
+        )
 
 
 def attach_reconstruction(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import DistNetworkError
 from transformers import TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -22,9 +23,13 @@ from llava.train.data_setup import PreparedData, prepare_data, text_of
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.model_setup import PreparedModel, prepare_model
 from llava.train.parse import RunArguments, parse_args
-from llava.train.parts import print_table, save_table, set_trainable
+from llava.train.parts import TABLE_FILE, print_table, save_table, set_trainable
 from llava.train.reconstruction_setup import attach_reconstruction, reconstruction_settings
+from llava.train.report.record import ObservedRun, observed_run
+from llava.train.scene_split_setup import attach_split, split_keys, tune_last_layers, tuned_parts
 from llava.train.schedule import TrainClock
+from llava.train.sequence_parallel import attach_sequence_parallel, sequence_parallel_settings
+from llava.utils.distributed import barrier, gather_objects, is_distributed, is_main, rank
 from llava.utils.logging import setup_logging
 
 logger = logging.getLogger(__name__)
@@ -58,21 +63,35 @@ def train(
         extra_callbacks: called after those of the command line.
     """
     setup_logging("INFO")
-    args = parse_args(sys.argv[1:] if argv is None else argv, defaults=defaults)
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse_args(argv, defaults=defaults)
     _set_up_process(args)
     output_dir = Path(args.training.output_dir or ".")
     finished = checkpointing.finished_run(output_dir)
     if finished is not None:
         return _reuse(output_dir, finished, args)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    checkpointing.require_writable(output_dir)
+    with observed_run(output_dir, args, argv) as run:
+        result = _train(args, output_dir, extra_callbacks, run)
+        run.stopped_because = result.stopped_because
+    return result
+
+
+def _train(
+    args: RunArguments, output_dir: Path, extra_callbacks: Sequence[TrainerCallback], run: ObservedRun
+) -> TrainResult:
     checkpoint = _resume_from(args, output_dir)
     set_seed(args.training.seed)
+    split_keys(args)
     reconstruction_settings(args)  # a mistake in them is said before anything is read
+    sequence_parallel_settings(args)
     prepared = _prepare(args, checkpoint)
     data = prepare_data(args, prepared)
     data.store_in(prepared.model.config)
     trainer = build_trainer(args, prepared, data, restored_from=checkpoint)
-    for callback in extra_callbacks:
+    log = callbacks.RankLogCallback(output_dir, trainer.meter, with_sample_ids=args.training.log_sample_ids)
+    run.closing.append(log.flush)
+    for callback in (log, *extra_callbacks):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return _finish(trainer, args, output_dir)
@@ -88,7 +107,9 @@ def _prepare(args: RunArguments, checkpoint: Path | None) -> PreparedModel:
             f"{checkpoint} holds adapters, found no --lora_enable True; give the flags that it was started with, "
             "or choose another --output_dir"
         )
-    return prepare_model(args, checkpoint=checkpoint, corpus=lambda: text_of(args))
+    prepared = prepare_model(args, checkpoint=checkpoint, corpus=lambda: text_of(args))
+    attach_split(prepared.model, args)
+    return prepared
 
 
 def _first_model(args: RunArguments) -> Any:
@@ -105,8 +126,11 @@ def build_trainer(
     training, output_dir = args.training, Path(args.training.output_dir or ".")
     if prepared.adapter is None:
         names = ("language_model", "vision_tower", "mm_projector")
-        set_trainable(prepared.model, {name: getattr(training, f"tune_{name}") for name in names})
+        tuned = {name: getattr(training, f"tune_{name}") for name in names}
+        set_trainable(prepared.model, tuned, tuned_parts(args))
+        tune_last_layers(prepared.model, args)
     attach_reconstruction(prepared.model, reconstruction_settings(args), restored_from, lambda: _first_model(args))
+    attach_sequence_parallel(prepared.model, sequence_parallel_settings(args))
     clock = _clock(args)
     trainer = LLaVATrainer(
         model=prepared.model,
@@ -125,7 +149,7 @@ def build_trainer(
     if trainer.is_world_process_zero():
         rows = trainer.parts_table()
         print_table(rows)
-        save_table(rows, output_dir / "trained_parts.json")
+        save_table(rows, output_dir / TABLE_FILE)
     return trainer
 
 
@@ -186,11 +210,18 @@ def _reuse(output_dir: Path, finished: dict[str, Any], args: RunArguments) -> Tr
 
 
 def _resume_from(args: RunArguments, output_dir: Path) -> Path | None:
-    checkpointing.clear_staging(output_dir)
+    if is_main():
+        checkpointing.clear_staging(output_dir)
+    barrier()
     asked = args.training.resume_from_checkpoint
     if asked and asked not in ("True", "False"):
         return Path(asked)
     checkpoint = None if asked == "False" else checkpointing.newest_checkpoint(output_dir)
+    found = gather_objects(None if checkpoint is None else checkpoint.name)
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"the ranks find {found} in {output_dir}, expected the same; it must be one folder for all machines"
+        )
     if checkpoint is not None:
         logger.info("going on from %s", checkpoint)
     return checkpoint
@@ -203,13 +234,15 @@ RUN_ONLY = frozenset(
             "logging_steps",
             "logging_dir",
             "logging_first_step",
+            "log_sample_ids",
             "progress_seconds",
             "report_to",
             "run_name",
         ),
-        *("save_steps", "save_seconds", "save_strategy", "save_total_limit", "resume_from_checkpoint"),
+        *("save_steps", "save_seconds", "save_strategy", "save_total_limit", "save_async", "resume_from_checkpoint"),
         *("dataloader_num_workers", "dataloader_prefetch_factor", "total_time_limit", "pre_terminate_time"),
         *("deepspeed", "ddp_backend", "use_cpu", "local_rank", "disable_tqdm", "log_level", "cache_dir", "data_root"),
+        *("seq_parallel_size", "seq_parallel_ring_size", "seq_parallel_ring_type"),
     }
 )
 """Arguments that do not change what is learnt."""
@@ -252,13 +285,26 @@ def main(argv: Sequence[str] | None = None, *, defaults: Mapping[str, Any] | Non
     """Entry point of the command line: the exit status, a caller's mistake as one line instead of a traceback."""
     try:
         result = train(argv, defaults=defaults)
-    except (ValueError, KeyError, FileNotFoundError) as error:
+    except (ValueError, KeyError, OSError, FloatingPointError, DistNetworkError) as error:
         if os.environ.get("LLAVA_TRACEBACK"):
             raise
-        message = error.args[0] if error.args and isinstance(error, KeyError) else error
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
+    except RuntimeError:
+        if is_distributed():  # what a rank says whose neighbour ended is not the cause
+            logger.error(
+                "rank %d ends; where another rank ended before it, the cause stands in that one's output", rank()
+            )
+        raise
     return STOPPED_EARLY if result.stopped_because else 0
+
+
+def _one_line(error: Exception) -> Any:
+    if isinstance(error, KeyError) and error.args:
+        return error.args[0]
+    if isinstance(error, DistNetworkError):
+        return f"the ranks cannot meet ({error}); if the port is taken, set MASTER_PORT to a free one on all machines"
+    return error
 
 
 if __name__ == "__main__":

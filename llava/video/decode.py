@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,11 +23,13 @@ Frame = UInt8[np.ndarray, "_ _ 3"]
 Source = str | Path | bytes | io.BytesIO
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+STRIP_NAMES = ("filmstrip.png", "filmstrip.jpg")
+"""All frames of an episode from top to bottom in one picture; the json beside it tells num_frames, height, width."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """fps is 0 for a folder of pictures, whose times are not known."""
+    """fps is 0 for a folder of pictures and a filmstrip, whose times are not known."""
 
     num_frames: int
     fps: float
@@ -61,16 +64,18 @@ def read_frames(source: Source, indices: Sequence[int]) -> list[Frame]:
 
 
 def open_clip(source: Source, decoder: str = "auto") -> Clip:
-    """Open a clip; "auto" is decord where installed, else opencv. Folders need neither.
+    """Open a clip; "auto" is decord where installed, else opencv. Folders and filmstrips need neither.
 
     Raises:
-        FileNotFoundError: for a path that does not exist.
+        FileNotFoundError: for a path that does not exist, and a picture without the json that makes it a filmstrip.
         ImportError: for a decoder that is not installed.
     """
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         if path.is_dir():
-            return FolderClip(path)
+            return FilmstripClip(strip) if (strip := filmstrip_of(path)) else FolderClip(path)
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.exists():
+            return FilmstripClip(path)
         if not path.exists():
             raise FileNotFoundError(f"video {path} does not exist (working folder {Path.cwd()})")
     if decoder == "auto":
@@ -85,7 +90,7 @@ def list_frames(folder: str | Path) -> list[Path]:
         ValueError: where the numbers in the names leave gaps, or the folder has no picture.
     """
     folder = Path(folder)
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = [path for path in folder.iterdir() if is_picture(path) and path.name not in STRIP_NAMES]
     if not paths:
         raise ValueError(f"frame folder {folder} has no picture ({', '.join(IMAGE_SUFFIXES)})")
     paths.sort(key=lambda path: natural_key(path.name))
@@ -93,6 +98,51 @@ def list_frames(folder: str | Path) -> list[Path]:
     if None not in numbers:
         check_contiguous([number for number in numbers if number is not None], folder)
     return paths
+
+
+def filmstrip_of(folder: Path) -> Path | None:
+    """The filmstrip of a folder that holds no single frames."""
+    strip = next((folder / name for name in STRIP_NAMES if (folder / name).is_file()), None)
+    others = (path for path in folder.iterdir() if is_picture(path) and path.name not in STRIP_NAMES)
+    return strip if strip is None or next(others, None) is None else None
+
+
+def read_strip(strip: Path) -> UInt8[np.ndarray, "t h w 3"]:
+    """The frames of a filmstrip, not to be written to.
+
+    Raises:
+        FileNotFoundError, ValueError: it has no json beside it, or one that tells another size.
+    """
+    facts, pixels = strip_facts(strip), read_picture(strip)
+    num_frames, height, width = facts["num_frames"], facts["height"], facts["width"]
+    if pixels.shape[:2] != (num_frames * height, width):
+        raise ValueError(
+            f"{strip} is {pixels.shape[1]}x{pixels.shape[0]} pixels, its json tells {num_frames} frames of "
+            f"{width}x{height} = {width}x{num_frames * height}; write the episode again"
+        )
+    frames = pixels.reshape(num_frames, height, width, 3)
+    frames.setflags(write=False)
+    return frames
+
+
+def strip_facts(strip: Path) -> dict[str, int]:
+    """num_frames, height, width."""
+    path = strip.with_suffix(".json")
+    try:
+        facts = json.loads(path.read_text())
+        return {key: int(facts[key]) for key in ("num_frames", "height", "width")}
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{strip} has no {path.name} beside it, which tells num_frames, height, width; a single picture is no "
+            "video, read it as one (llava.Image)"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must hold num_frames, height and width as numbers: {error!r}") from error
+
+
+def is_picture(path: Path) -> bool:
+    """By its ending; masks of objects that lie beside pictures are none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and ".objects." not in path.name
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -159,6 +209,23 @@ class FolderClip:
 
     def times(self, indices: Sequence[int]) -> list[float]:
         raise ValueError(f"frame folder {self.name} has no times; use the video it was cut from")
+
+
+class FilmstripClip:
+    """A picture that stacks frames from top to bottom, as `vila-world write` stores an episode."""
+
+    def __init__(self, strip: Path) -> None:
+        self.name = str(strip)
+        self._frames = read_strip(strip)
+        num_frames, height, width, _ = self._frames.shape
+        self.info = VideoInfo(num_frames=num_frames, fps=0.0, height=height, width=width)
+
+    def frames(self, indices: Sequence[int]) -> list[Frame]:
+        _check_indices(indices, self.info.num_frames, self.name)
+        return [self._frames[index] for index in indices]
+
+    def times(self, indices: Sequence[int]) -> list[float]:
+        raise ValueError(f"filmstrip {self.name} has no times; frames follow each other at a distance of 1")
 
 
 DECODERS: Registry[Callable[[Source], Clip]] = Registry("video decoder")

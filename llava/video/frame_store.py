@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from pathlib import Path, PurePosixPath
@@ -11,9 +10,16 @@ from typing import Any
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from llava.video.decode import IMAGE_SUFFIXES, Frame, frame_number, ranges, read_picture
-
-STRIP_NAMES = ("filmstrip.png", "filmstrip.jpg")
+from llava.video.decode import (
+    STRIP_NAMES,
+    Frame,
+    frame_number,
+    is_picture,
+    ranges,
+    read_picture,
+    read_strip,
+    strip_facts,
+)
 
 
 class FrameStore:
@@ -56,7 +62,7 @@ class FrameStore:
         """How many frames an episode has on disk."""
         folder = self.root / PurePosixPath(episode)
         strip = self._strip_path(folder)
-        return _strip_facts(strip)["num_frames"] if strip else len(_frame_files(folder))
+        return strip_facts(strip)["num_frames"] if strip else len(_frame_files(folder))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "cache_bytes": self.cache_bytes}
@@ -72,7 +78,7 @@ class FrameStore:
             if path in self._strips:
                 self._strips.move_to_end(path)
                 return self._strips[path]
-        frames = _read_strip(path)  # outside the lock: two threads may decode the same strip, none waits for another
+        frames = read_strip(path)  # outside the lock: two threads may decode the same strip, none waits for another
         with self._lock:
             self._strips[path] = frames
             self._strips.move_to_end(path)
@@ -89,30 +95,4 @@ class FrameStore:
 
 
 def _frame_files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name not in STRIP_NAMES]
-
-
-def _strip_facts(strip: Path) -> dict[str, int]:
-    path = strip.with_name("filmstrip.json")
-    try:
-        facts = json.loads(path.read_text())
-        return {key: int(facts[key]) for key in ("num_frames", "height", "width")}
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{strip} has no {path.name} beside it, which tells num_frames, height, width"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold num_frames, height and width as numbers: {error!r}") from error
-
-
-def _read_strip(strip: Path) -> UInt8[ndarray, "t h w 3"]:
-    facts, pixels = _strip_facts(strip), read_picture(strip)
-    num_frames, height, width = facts["num_frames"], facts["height"], facts["width"]
-    if pixels.shape[:2] != (num_frames * height, width):
-        raise ValueError(
-            f"{strip} is {pixels.shape[1]}x{pixels.shape[0]} pixels, its json tells {num_frames} frames of "
-            f"{width}x{height} = {width}x{num_frames * height}; write the episode again"
-        )
-    frames = pixels.reshape(num_frames, height, width, 3)
-    frames.setflags(write=False)
-    return frames
+    return [path for path in folder.iterdir() if is_picture(path) and path.name not in STRIP_NAMES]

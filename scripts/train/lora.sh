@@ -3,11 +3,10 @@
 # Without GPUS_PER_NODE: one process on the embedded data, quick; MODEL=runs/demo/models/8frames adapts a trained model.
 # With it: the LoRA settings of LLaVA-1.5. DoRA: --use_dora True. QLoRA: --bits 4 --deepspeed scripts/zero2.json.
 set -euo pipefail
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-export PATH="$ROOT/.venv/bin:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-COMMON=(--lora_enable True --packing True --save_total_limit 1 --lr_scheduler_type cosine --warmup_steps 0.03 --weight_decay 0.)
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+COMMON=(--lora_enable True --save_total_limit 1 --lr_scheduler_type cosine --warmup_steps 0.03 --weight_decay 0.)
 if [ -z "${GPUS_PER_NODE:-}" ]; then
-    exec "${LLAVA_PYTHON:-python}" -m llava.train.train "${COMMON[@]}" --lora_r 16 --lora_alpha 32 \
+    exec "${LAUNCH[@]}" "${COMMON[@]}" --lora_r 16 --lora_alpha 32 \
         --model_name_or_path "${MODEL:-embedded}" --version llama_3 \
         --data_mixture "${DATA_MIXTURE:-embedded_navigation}" --data_root "${DATA_ROOT:-runs/demo/data}" \
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding \
@@ -15,9 +14,7 @@ if [ -z "${GPUS_PER_NODE:-}" ]; then
         --tokens_per_batch 1024 --max_train_seconds 20 --save_strategy no --learning_rate 2e-3 \
         --logging_steps 20 --dataloader_num_workers 0 "$@"
 fi
-exec torchrun --nnodes "${n_node:-1}" --nproc_per_node "$GPUS_PER_NODE" --master_port "${MASTER_PORT:-25001}" \
-    --master_addr "${MASTER_ADDR:-127.0.0.1}" --node_rank "${CURRENT_RANK:-0}" "$ROOT/llava/train/train_mem.py" \
-    "${COMMON[@]}" --lora_r 128 --lora_alpha 256 --deepspeed "$ROOT/scripts/zero3.json" --bf16 True --tf32 True \
+exec "${LAUNCH[@]}" "${COMMON[@]}" --lora_r 128 --lora_alpha 256 --deepspeed "$ROOT/scripts/zero3.json" --bf16 True --tf32 True \
     --model_name_or_path "${MODEL:?name the checkpoint to adapt}" \
     --data_mixture "${DATA_MIXTURE:?name data sets}" --output_dir "${OUTPUT:-./checkpoints/lora}" \
     --model_max_length 4096 --tokens_per_batch 16384 --num_train_epochs 1 --learning_rate 2e-4 --mm_projector_lr 2e-5 \

@@ -3,21 +3,18 @@
 # Without GPUS_PER_NODE: one process, the embedded model on the embedded data. With it: the published job under ZeRO-3.
 #   MODEL=... DATA_MIXTURE=r2r+rxr+... n_node=1 GPUS_PER_NODE=8 MASTER_ADDR=... MASTER_PORT=... CURRENT_RANK=0 bash sft_8frames.sh
 set -euo pipefail
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-export PATH="$ROOT/.venv/bin:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 if [ -z "${GPUS_PER_NODE:-}" ]; then
-    exec "${LLAVA_PYTHON:-python}" -m llava.train.train \
+    exec "${LAUNCH[@]}" \
         --model_name_or_path "${MODEL:-embedded}" --version llama_3 --stage sft \
         --data_mixture "${DATA_MIXTURE:-embedded_navigation}" --data_root "${DATA_ROOT:-runs/demo/data}" \
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding \
         --output_dir "${OUTPUT:-runs/demo/models/8frames}" --num_video_frames 8 --model_max_length 1024 \
-        --packing True --grounding_questions 3 --tokens_per_batch 1024 --max_train_seconds 360 --save_seconds 60 --save_strategy no \
+        --grounding_questions 3 --tokens_per_batch 1024 --max_train_seconds 360 --save_seconds 60 --save_strategy no \
         --save_total_limit 1 --learning_rate 1e-3 --weight_decay 0.05 --adam_beta2 0.98 --lr_scheduler_type cosine --warmup_steps 0.05 \
         --logging_steps 20 --dataloader_num_workers 0 "$@"
 fi
-exec torchrun --nnodes "${n_node:-1}" --nproc_per_node "$GPUS_PER_NODE" --master_port "${MASTER_PORT:-25001}" \
-    --master_addr "${MASTER_ADDR:-127.0.0.1}" --node_rank "${CURRENT_RANK:-0}" "$ROOT/llava/train/train_mem.py" \
-    --longvila_sampler True --deepspeed "$ROOT/scripts/zero3.json" \
+exec "${LAUNCH[@]}" --longvila_sampler True --deepspeed "$ROOT/scripts/zero3.json" \
     --model_name_or_path "${MODEL:-a8cheng/navila-siglip-llama3-8b-v1.5-pretrain}" --version llama_3 --seed 10 \
     --data_mixture "${DATA_MIXTURE:-r2r+rxr+envdrop+human+scanqa+video_chatgpt+sharegpt_video+sharegpt4v_sft}" \
     --vision_tower google/siglip-so400m-patch14-384 --mm_vision_select_feature cls_patch --mm_projector mlp_downsample \

@@ -2,11 +2,10 @@
 # Supervised fine-tuning on whole episodes: one record = instruction, then picture, answer, picture, answer ...
 # Same environment as sft_8frames.sh; with GPUS_PER_NODE it runs under ZeRO-3 from MODEL on DATA_MIXTURE (type streaming).
 set -euo pipefail
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-export PATH="$ROOT/.venv/bin:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-COMMON=(--version llama_3 --stage sft --packing True --save_total_limit 1 --lr_scheduler_type cosine --warmup_steps 0.05)
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+COMMON=(--version llama_3 --stage sft --save_total_limit 1 --lr_scheduler_type cosine --warmup_steps 0.05)
 if [ -z "${GPUS_PER_NODE:-}" ]; then
-    exec "${LLAVA_PYTHON:-python}" -m llava.train.train "${COMMON[@]}" \
+    exec "${LAUNCH[@]}" "${COMMON[@]}" \
         --model_name_or_path "${MODEL:-embedded}" \
         --data_mixture "${DATA_MIXTURE:-embedded_streaming}" --data_root "${DATA_ROOT:-runs/demo/data}" \
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding \
@@ -14,9 +13,7 @@ if [ -z "${GPUS_PER_NODE:-}" ]; then
         --tokens_per_batch 384 --max_train_seconds 360 --save_seconds 60 --save_strategy no \
         --learning_rate 1e-3 --weight_decay 0.05 --adam_beta2 0.98 --logging_steps 20 --dataloader_num_workers 0 "$@"
 fi
-exec torchrun --nnodes "${n_node:-1}" --nproc_per_node "$GPUS_PER_NODE" --master_port "${MASTER_PORT:-25001}" \
-    --master_addr "${MASTER_ADDR:-127.0.0.1}" --node_rank "${CURRENT_RANK:-0}" "$ROOT/llava/train/train_mem.py" \
-    "${COMMON[@]}" --deepspeed "$ROOT/scripts/zero3.json" --bf16 True --tf32 True \
+exec "${LAUNCH[@]}" "${COMMON[@]}" --deepspeed "$ROOT/scripts/zero3.json" --bf16 True --tf32 True \
     --model_name_or_path "${MODEL:?name the checkpoint to start from}" \
     --data_mixture "${DATA_MIXTURE:?name data sets of type streaming}" \
     --output_dir "${OUTPUT:-./checkpoints/streaming-sft}" --model_max_length 8192 --tokens_per_batch 16384 \

@@ -120,7 +120,9 @@ def test_mistakes_are_one_line_with_the_next_step(world, tmp_path, capsys):
     assert "no config.json was found" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["sft_8frames.sh", "sft_episodes.sh", "align.sh", "lora.sh"])
+@pytest.mark.parametrize(
+    "script", ["sft_8frames.sh", "sft_episodes.sh", "align.sh", "lora.sh", "pretrain.sh", "sft.sh"]
+)
 def test_a_script_is_flags_only(script):
     path = ROOT / "scripts" / "train" / script
     subprocess.run(["bash", "-n", str(path)], check=True)

@@ -67,7 +67,12 @@ def test_a_killed_run_with_adapters_continues_with_the_very_same_losses(world, t
 
 def test_the_folder_of_a_run_holds_its_base_and_may_be_moved(trained, tmp_path):
     rows = {row["part"]: row["method"] for row in json.loads((trained / "trained_parts.json").read_text())}
-    assert rows == {"language_model": "LoRA r=4", "vision_tower": "frozen", "mm_projector": "whole"}
+    assert rows == {
+        "language_model": "frozen",
+        "language_model adapters": "LoRA r=4",
+        "vision_tower": "frozen",
+        "mm_projector": "whole",
+    }
     before = llava.load(trained / "checkpoint-2", device="cpu").state_dict()
     place = trained.rename(trained.with_name("moved"))
     try:

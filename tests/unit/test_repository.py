@@ -24,6 +24,8 @@ llava.model.multimodal_projector.builder llava.model.utils llava.train.args llav
 llava.train.llava_trainer llava.train.train llava.train.train_mem llava.utils.tokenizer llava.eval.run_vila
 llava.utils.distributed llava.utils.io llava.utils.logging llava.utils.media llava.model.autoregressive_reconstruction
 llava.model.continuous_autoregressive_reconstruction llava.model.video_frame_utils llava.train.autoregressive_trainer
+llava.train.train_long llava.train.train_hybrid llava.train.sequence_parallel.ulysses_attn
+llava.train.sequence_parallel.hybrid_attn llava.trl llava.trl.trainer llava.cli.run
 """.split()
 """Import paths that other people's code uses; they stay, wherever the code moves."""
 

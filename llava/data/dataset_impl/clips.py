@@ -11,6 +11,7 @@ from typing import Any
 from llava.batch import Sample
 from llava.data.base import DataContext, Pictures
 from llava.data.dataset_impl.video import Shown, VideoDataset, with_clip
+from llava.data.geometry import place_of_frame
 from llava.data.preprocess import encode_pieces
 from llava.data.utils import BrokenSampleError
 from llava.navigation.prompt import Piece
@@ -24,8 +25,24 @@ class ClipsDataset(VideoDataset):
     (seconds), or frames count from 0.
     """
 
-    def __init__(self, name: str, context: DataContext, *, data_path: str | Path, media_dir: str | Path) -> None:
-        super().__init__(name, context, data_path=data_path, media_dir=media_dir)
+    def __init__(
+        self,
+        name: str,
+        context: DataContext,
+        *,
+        data_path: str | Path,
+        media_dir: str | Path,
+        depth_path: str | Path | None = None,
+        features_path: str | Path | None = None,
+    ) -> None:
+        super().__init__(
+            name,
+            context,
+            data_path=data_path,
+            media_dir=media_dir,
+            depth_path=depth_path,
+            features_path=features_path,
+        )
         if context.options.clips is None:
             raise ValueError(
                 f"data set '{name}' is of type 'clips', in which a language model has nothing to learn, and the option "
@@ -50,7 +67,10 @@ class ClipsDataset(VideoDataset):
             raise BrokenSampleError(f"'frames' is {listed!r}, expected a list of paths in the order of time")
         chosen, times = self.choose(len(listed)), recorded_times(record, len(listed))
         images = self.pictures.read([listed[i] for i in chosen])
-        return Shown(images, chosen, [float(i) if times is None else times[i] for i in chosen])
+        geometry = None
+        if self.geometry is not None:
+            geometry = self.geometry.along([place_of_frame(listed[i]) for i in chosen])
+        return Shown(images, chosen, [float(i) if times is None else times[i] for i in chosen], geometry)
 
     def times(self, record: Mapping[str, Any], opened: Clip, indices: Sequence[int]) -> list[float]:
         times = recorded_times(record, opened.info.num_frames)

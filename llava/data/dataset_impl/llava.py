@@ -54,16 +54,28 @@ class LLaVADataset(VideoDataset):
         if paths and self.pictures is None:
             raise BrokenSampleError(f"the record names pictures {paths[:3]} and the data set has no media_dir; add it")
         messages = self.placed(dialogue_turns(record), len(paths))
-        if self.pictures is None:
+        if self.pictures is None or not paths:
             return self.conversation(lambda: messages, None)
+        self._require_one_scene(paths)
         rule = self.context.spec.view_rule
         if rule is not None and rule.cuts(len(paths)):
             return self.conversation(lambda: messages, self.pictures.read_views(paths))
         if len(paths) != 1 or self.context.spec.aspect_mode != "dynamic":
-            return self.conversation(lambda: messages, self.pictures.read(paths) if paths else None)
+            return self.with_objects(self.conversation(lambda: messages, self.pictures.read(paths)), paths)
         tiles = self.pictures.read_tiles(paths[0])
         tiled = [{**turn, "value": multiply_placeholders(turn["value"], len(tiles))} for turn in messages]
-        return self.conversation(lambda: tiled, tiles)
+        sample = self.conversation(lambda: tiled, tiles)
+        if self.object_masks is not None:
+            sample["object_patches"] = self.object_masks.of_tiles(paths[0])
+        return sample
+
+    def _require_one_scene(self, paths: list[str]) -> None:
+        options = self.context.options.object_masks
+        if options is not None and options.shares_background and len(paths) > 1:
+            raise BrokenSampleError(
+                f"the record has {len(paths)} pictures that are no frames of a clip, and scene_split has "
+                "background_per 'clip', which gives a sample one background; set background_per to 'picture'"
+            )
 
     def placed(self, turns: list[Message], num_pictures: int) -> list[Message]:
         """The turns with placeholders in the form of the LLaVA family; text-only dialogues stay as they are."""

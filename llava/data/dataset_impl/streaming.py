@@ -11,6 +11,7 @@ from llava.data.base import DataContext, Dataset, Pictures, existing
 from llava.data.clips import make_clip
 from llava.data.dataset_impl.episodes import Executed, Window, cut_windows, join_episodes
 from llava.data.dataset_impl.grounding import TOKENS_PER_QUESTION, Grounding
+from llava.data.geometry import place_of_frame
 from llava.data.preprocess import encode_pieces, lay_out_pieces
 from llava.data.utils import BrokenSampleError, read_records
 from llava.navigation.actions import STOP, Action, ActionKind, SentenceFormat
@@ -27,6 +28,8 @@ class StreamingDataset(Dataset):
             which are asides that cost no pictures.
         actions_path: executed low-level actions, see `episodes.read_executed`; read for clips only, and needed where
             what was executed differs from the answers.
+        depth_path, features_path: folder with a file per episode, see `data.geometry`; read for clips with a second
+            target only.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class StreamingDataset(Dataset):
         media_dir: str | Path,
         grounding_path: str | Path | None = None,
         actions_path: str | Path | None = None,
+        depth_path: str | Path | None = None,
+        features_path: str | Path | None = None,
     ) -> None:
         super().__init__(name, context, media_dir)
         options = context.options
@@ -53,6 +58,7 @@ class StreamingDataset(Dataset):
         )
         self.grounding = Grounding.of(self, grounding_path)
         self.executed = Executed.of(self, episodes, actions_path)
+        self.geometry = self.read_geometry(depth_path, features_path)
 
     def build(self, index: int) -> Sample:
         window = self.records[index]
@@ -65,8 +71,9 @@ class StreamingDataset(Dataset):
         else:
             pieces = self.prompt_format.question_pieces(steps)
         fields, answer_ends = lay_out_pieces(pieces, self.context.word_tokenizer, self.context.spec)
-        images = self.pictures.read([decision.frame for decision in window.decisions])
-        fields["images"] = images
+        names = [decision.frame for decision in window.decisions]
+        fields["images"] = self.pictures.read(names)
+        fields = self.with_objects(fields, names)
         fields["sample_id"] = f"{self.name}/{window.episode}+{window.first}"
         if self.executed is not None and (clip := self._clip(window, self.executed, answer_ends)) is not None:
             fields["clip"] = clip
@@ -86,6 +93,7 @@ class StreamingDataset(Dataset):
             motions=executed.along(window.episode, window.instruction, times),
             answer_ends=answer_ends,
             target_frames=None if following is None else self.pictures.read([following.frame]),
+            geometry=None if self.geometry is None else self.geometry.along([place_of_frame(d.frame) for d in shown]),
         )
 
     def _step(self, window: Window, number: int, chance: random.Random) -> Step:

@@ -66,25 +66,48 @@ def pictures_first(turns: list[Message], num_pictures: int) -> list[Message]:
 
 
 class Shown(NamedTuple):
-    """Chosen frames of a clip: uint8 [n, 3, size, size], their indices (BLACK_FRAME = black), when each was taken."""
+    """Chosen frames of a clip: uint8 [n, 3, size, size], their indices (BLACK_FRAME = black), when each was taken.
+
+    geometry: [n, tokens, dim] the second target of each, where the options ask for one.
+    objects: bool [n, patches], where the model splits pictures.
+    """
 
     images: Tensor
     chosen: list[int]
     times: list[float] | None
+    geometry: Tensor | None = None
+    objects: Tensor | None = None
 
 
 class VideoDataset(Dataset):
-    """`{"video" | "video_id" | "video_path": file or frame folder, ...}` and a dialogue; see `dialogue_turns`."""
+    """`{"video" | "video_id" | "video_path": file or frame folder, ...}` and a dialogue; see `dialogue_turns`.
 
-    def __init__(self, name: str, context: DataContext, *, data_path: str | Path, media_dir: str | Path) -> None:
+    Args:
+        depth_path, features_path: as for `streaming`, a file per video.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        context: DataContext,
+        *,
+        data_path: str | Path,
+        media_dir: str | Path,
+        depth_path: str | Path | None = None,
+        features_path: str | Path | None = None,
+    ) -> None:
         super().__init__(name, context, media_dir)
         self.records = read_records(existing(data_path, key="data_path", dataset=name))
+        self.geometry = self.read_geometry(depth_path, features_path)
 
     def build(self, index: int) -> Sample:
         record = self.records[index]
         shown = self.clip(record)
         messages = self.dialogue(record, index, len(shown.images))
-        return with_clip(self.conversation(lambda: messages, shown.images), shown)
+        sample = with_clip(self.conversation(lambda: messages, shown.images), shown)
+        if shown.objects is not None:
+            sample["object_patches"] = shown.objects
+        return sample
 
     def dialogue(self, record: Mapping[str, Any], index: int, num_pictures: int) -> list[Message]:
         """Messages with one placeholder per picture."""
@@ -118,13 +141,21 @@ class VideoDataset(Dataset):
         opened = open_clip(path)
         chosen = self.choose(opened.info.num_frames)
         real = [i for i in chosen if i != BLACK_FRAME]
-        frames = iter(opened.frames(real))
+        decoded = opened.frames(real)
+        frames = iter(decoded)
         pixels = [None if i == BLACK_FRAME else next(frames) for i in chosen]
-        times = None
+        times = geometry = None
+        if self.geometry is not None:
+            assert self.media_dir is not None
+            video = (path.with_suffix("") if path.is_file() else path).relative_to(self.media_dir).as_posix()
+            geometry = self.geometry.along([None if i == BLACK_FRAME else (video, i) for i in chosen])
         if self.context.options.clips is not None:
             taken = iter(self.times(record, opened, real))
             times = [0.0 if i == BLACK_FRAME else next(taken) for i in chosen]
-        return Shown(pictures_from_arrays(pixels, self.context.spec), chosen, times)
+        objects = None
+        if self.object_masks is not None:
+            objects = self.object_masks.of_clip(path, [None if i == BLACK_FRAME else i for i in chosen], decoded)
+        return Shown(pictures_from_arrays(pixels, self.context.spec), chosen, times, geometry, objects)
 
     def times(self, record: Mapping[str, Any], opened: Clip, indices: Sequence[int]) -> list[float]:
         """When frames were taken."""
@@ -171,7 +202,7 @@ def with_clip(sample: Sample, shown: Shown) -> Sample:
     """The sample with its clip, where times are known and there are frames enough."""
     if shown.times is not None:
         frames = [NO_FRAME if index == BLACK_FRAME else t for t, index in enumerate(shown.chosen)]
-        clip = make_clip(frames, shown.times)
+        clip = make_clip(frames, shown.times, geometry=shown.geometry)
         if clip is not None:
             sample["clip"] = clip
     return sample

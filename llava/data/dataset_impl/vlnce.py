@@ -17,6 +17,7 @@ from llava.data.base import DataContext, Dataset, Pictures, existing
 from llava.data.clips import NO_FRAME, make_clip
 from llava.data.dataset_impl.episodes import Decision, Executed, check_decision, episode_of, join_episodes
 from llava.data.dataset_impl.grounding import TOKENS_PER_QUESTION, Grounding
+from llava.data.geometry import place_of_frame
 from llava.data.preprocess import hang_questions
 from llava.data.utils import read_records
 from llava.navigation.prompt import NavilaFormat
@@ -28,7 +29,7 @@ class VLNCEDataset(Dataset):
 
     Args:
         grounding_path: as for `streaming`; its questions hang on the current picture, beside the answer.
-        actions_path: as for `streaming`.
+        actions_path, depth_path, features_path: as for `streaming`.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class VLNCEDataset(Dataset):
         media_dir: str | Path,
         grounding_path: str | Path | None = None,
         actions_path: str | Path | None = None,
+        depth_path: str | Path | None = None,
+        features_path: str | Path | None = None,
     ) -> None:
         super().__init__(name, context, media_dir)
         self.records = read_records(existing(data_path, key="data_path", dataset=name))
@@ -49,15 +52,18 @@ class VLNCEDataset(Dataset):
         self.grounding = Grounding.of(self, grounding_path)
         episodes = join_episodes(self.records) if options.clips else ()
         self.executed = Executed.of(self, episodes, actions_path)
+        self.geometry = self.read_geometry(depth_path, features_path)
 
     def build(self, index: int) -> Sample:
         record = self.records[index]
         check_decision(record)
         frames, task, answer = record["frames"], record["q"], record["a"]
         chosen = vlnce_indices(len(frames), self.prompt_format.num_frames)
-        images = self.pictures.read([None if i == BLACK_FRAME else frames[i] for i in chosen])
+        names = [None if i == BLACK_FRAME else frames[i] for i in chosen]
+        images = self.pictures.read(names)
         messages = self.prompt_format.training_messages
         sample = self.conversation(lambda: messages(task, answer), images, key=(task, answer))
+        sample = self.with_objects(sample, names)
         if self.executed is not None:
             answer_end = int((sample["labels"] != IGNORE_INDEX).nonzero()[-1])  # pyright: ignore
             if (clip := self._clip(record, chosen, answer_end, self.executed)) is not None:
@@ -75,11 +81,12 @@ class VLNCEDataset(Dataset):
         """The chosen frames, and behind them the one to which the answer led, where that is known."""
         following = self._outcome(record, executed)
         frames = [NO_FRAME if i == BLACK_FRAME else t for t, i in enumerate(chosen)]
-        steps = list(chosen)
+        steps, names = list(chosen), [None if i == BLACK_FRAME else record["frames"][i] for i in chosen]
         target: Tensor | None = None
         if following is not None:
             frames.append(len(chosen))
             steps.append(following.num_frames - 1)
+            names.append(following.frame)
             target = self.pictures.read([following.frame])
         return make_clip(
             frames,
@@ -87,6 +94,7 @@ class VLNCEDataset(Dataset):
             motions=executed.along(episode_of(record), record["q"], steps),
             answer_ends={len(chosen) - 1: answer_end},
             target_frames=target,
+            geometry=None if self.geometry is None else self.geometry.along([n and place_of_frame(n) for n in names]),
         )
 
     def _outcome(self, record: dict[str, Any], executed: Executed) -> Decision | None:

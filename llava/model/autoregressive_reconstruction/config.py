@@ -27,6 +27,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "head": ("direct", "residual"),
     "target_norm": ("none", "layer_norm"),
     "loss_type": ("mse", "smooth_l1", "l1", "cosine"),
+    "geometry_loss_type": ("mse", "smooth_l1", "l1", "cosine"),
+    "geometry_norm": ("none", "layer_norm"),
     "condition_on_action": ("none", "history", "answer"),
     "site": ("visual", "answer", "both"),
     "weight_decay": ("none", "linear"),
@@ -61,15 +63,21 @@ class ReconstructionConfig:
         site: predict from the end of each frame ("visual"), from the end of each answer, or both.
         aux_layer: index of the language model's hidden states to hand over; read by the model.
         geometry_dim: width of a second target per token, such as depth; None = there is none.
+        geometry_origin: what the data side reads for it: "depth" (the logarithm of metres, width 1), or the name of the
+            model that wrote the feature files.
         geometry_weight: factor of the second target's loss beside the first.
+        geometry_loss_type: of the second target, as loss_type is of the first.
+        geometry_norm: of the second target, as target_norm is of the first.
         teacher_chunk: pictures that the teacher encodes at a time.
         max_loss_ratio: cap of loss_weight x auxiliary / main loss; above it the weight shrinks. None = no cap.
-        gradient_share: the weight follows this share of the main loss's gradient norm instead of staying loss_weight.
+        gradient_share: the weight follows this share of the main loss's gradient norm instead of staying loss_weight,
+            from the first measurement on that finds an auxiliary gradient: a zero head has none at the first step.
         weight_decay: "linear" lowers the weight to 0 over the training.
         gradient_every: optimizer steps between two measurements of both gradients, 0 = never.
         auxiliary_only: leave the main loss out: a stage on video without text.
         control: arm of an experiment: the current frame or another clip's frame as target, states without gradient,
-            or a predictor that stays as it was initialised.
+            or a predictor that stays as it was initialised. `other_clip` leaves out frames for which the batch has no
+            other clip's frame.
     """
 
     embedding_dim: int | None = 1152
@@ -97,7 +105,10 @@ class ReconstructionConfig:
     site: str = "visual"
     aux_layer: int = -1
     geometry_dim: int | None = None
+    geometry_origin: str = "depth"
     geometry_weight: float = 1.0
+    geometry_loss_type: str = "mse"
+    geometry_norm: str = "none"
     teacher_chunk: int = 64
     max_loss_ratio: float | None = None
     gradient_share: float | None = None
@@ -168,12 +179,28 @@ class ReconstructionConfig:
                 f"use_fast_slow_frames is set and site is '{self.site}', expected 'visual': an answer leads to the "
                 "very next frame, which a pathway may leave out"
             )
+        if self.geometry_dim is None and self.geometry_origin != "depth":
+            raise ValueError(
+                f"geometry_origin is '{self.geometry_origin}' and geometry_dim None, expected the width of its feature "
+                "files; set geometry_dim"
+            )
+        if self.geometry_dim == 1 and (self.geometry_loss_type == "cosine" or self.geometry_norm == "layer_norm"):
+            raise ValueError(
+                f"geometry_dim is 1 (depth), geometry_loss_type '{self.geometry_loss_type}' and geometry_norm "
+                f"'{self.geometry_norm}', expected no 'cosine' and no 'layer_norm': of a single channel both leave "
+                "nothing; use 'mse' and 'none'"
+            )
         if self.predictor_input == "hidden" and self.context == "none":
             raise ValueError("predictor_input is 'hidden' and context 'none', expected context 'language'")
         if self.control == "current_frame" and (self.predictor_input, self.head) != ("hidden", "direct"):
             raise ValueError(
                 f"control is 'current_frame', predictor_input '{self.predictor_input}' and head '{self.head}', "
                 "expected 'hidden' and 'direct': else the target is the input"
+            )
+        if self.control == "frozen_predictor" and self.head == "residual":
+            raise ValueError(
+                "control is 'frozen_predictor' and head 'residual', which begins as a copy of the current frame: "
+                "frozen it stays one and pulls at nothing; expected head 'direct', set it"
             )
 
 

@@ -17,9 +17,15 @@ from llava.model.autoregressive_reconstruction.clips import VideoClips, describe
 from llava.model.autoregressive_reconstruction.conditions import FrameConditions
 from llava.model.autoregressive_reconstruction.config import ReconstructionConfig
 from llava.model.autoregressive_reconstruction.context import LanguageContext, cut_context, gather_slots
-from llava.model.autoregressive_reconstruction.losses import SkillSums, frame_errors
+from llava.model.autoregressive_reconstruction.losses import (
+    GeometryErrors,
+    GeometrySums,
+    SkillSums,
+    frame_errors,
+    geometry_errors,
+)
 from llava.model.autoregressive_reconstruction.outputs import ReconstructionOutput, SitePrediction, sum_up
-from llava.model.autoregressive_reconstruction.plan import SitePlan, as_predicted, plan_site
+from llava.model.autoregressive_reconstruction.plan import SitePlan, as_predicted, other_clip, plan_site
 from llava.model.autoregressive_reconstruction.predictor import ParallelAutoregressivePredictor
 from llava.model.autoregressive_reconstruction.targets import (
     gather_frames,
@@ -144,7 +150,7 @@ class AutoregressiveReconstructionModule(nn.Module):
         targets = self._targets(self._features(video_frames, frame_features, features_of_teacher), clips)
         if geometry is not None:
             assert self.config.geometry_dim is not None
-            geometry = make_geometry(geometry, self.target_side**2, self.config.geometry_dim)
+            geometry = make_geometry(geometry, self.target_side**2, self.config.geometry_dim, self.config.geometry_norm)
         rows = Rows(hidden_states=hidden_states, segment_ids=segment_ids, branch_ids=branch_ids)
         return sum_up(self.predict_sites(targets, clips, rows, geometry))
 
@@ -162,14 +168,16 @@ class AutoregressiveReconstructionModule(nn.Module):
 
     def _predict_site(self, plan: SitePlan, targets: Tensor, rows: Rows, geometry: Tensor | None) -> SitePrediction:
         current = targets[:, to_device(plan.clips.indices, targets.device)]  # [V, Q, P, D]
-        predicted, second = self._predict(plan, current, rows)
+        predicted, change = self._predict(plan, current, rows)
         predicted = current + predicted if self.config.head == "residual" else predicted
         target = self._target_of(plan, targets, current)
         errors = frame_errors(predicted, target, self.config.loss_type)
+        second = None if change is None else self._geometry_errors(plan, change, geometry)
         if second is not None:
-            assert geometry is not None
-            errors = errors + self.config.geometry_weight * self._geometry_errors(plan, second, geometry)
-        return SitePrediction(plan=plan, predicted=predicted, target=target, current=current, errors=errors)
+            errors = errors + self.config.geometry_weight * second.errors
+        return SitePrediction(
+            plan=plan, predicted=predicted, target=target, current=current, errors=errors, geometry=second
+        )
 
     def _predict(self, plan: SitePlan, current: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """What the predictor adds to the current frame, or gives in its place; and the second target."""
@@ -218,24 +226,20 @@ class AutoregressiveReconstructionModule(nn.Module):
         targets = make_targets(features, self.config.target_pool, self.config.target_norm)
         return torch.where(to_device(clips.is_real, targets.device)[..., None, None], targets, 0.0)
 
-    def _target_of(self, plan: SitePlan, targets: Tensor, current: Tensor) -> Float[Tensor, "v q p d"]:
-        """The frame to be predicted, or what a control puts in its place."""
+    def _target_of(self, plan: SitePlan, targets: Tensor, current: Tensor) -> Float[Tensor, "v q p _"]:
+        """Of features or geometry: the frame to be predicted, or what a control puts in its place."""
         if self.config.control == "current_frame":
             return current
         if self.config.control == "other_clip":
-            if len(targets) < 2:
-                raise ValueError("control is 'other_clip' and the batch has 1 clip, expected at least 2; batch more")
-            targets = targets.roll(1, dims=0)
+            targets = other_clip(targets)
         return gather_frames(targets, to_device(plan.targets, targets.device))
 
-    def _geometry_errors(self, plan: SitePlan, change: Tensor, geometry: Tensor) -> Float[Tensor, "v q"]:
-        """Error of the second target; 0 where it is unknown in either frame."""
+    def _geometry_errors(self, plan: SitePlan, change: Tensor, geometry: Tensor | None) -> GeometryErrors:
+        assert geometry is not None, "check_geometry was not called"
         now = geometry[:, to_device(plan.clips.indices, geometry.device)]
-        later = gather_frames(geometry, to_device(plan.targets, geometry.device))
-        is_known = ~(now.isnan() | later.isnan()).flatten(2).any(dim=2)
-        now, later = (torch.where(is_known[..., None, None], value, 0.0) for value in (now, later))
+        later = self._target_of(plan, geometry, now)
         predicted = now + change if self.config.head == "residual" else change
-        return torch.where(is_known, frame_errors(predicted, later, self.config.loss_type), 0.0)
+        return geometry_errors(predicted, later, now, self.config.geometry_loss_type)
 
     # ---- nothing to do ----
 
@@ -256,7 +260,13 @@ class AutoregressiveReconstructionModule(nn.Module):
         zero = sum((0.0 * output.sum() for output in outputs if output is not None), moment.sum())
         if hidden_states is not None:
             zero = zero + 0.0 * hidden_states[:, :1].float().sum()
-        return ReconstructionOutput(loss_sum=zero, num_items=0, skill=SkillSums.zero(device), by_motion={}, sites={})
+        skill, geometry = (
+            SkillSums.zero(device),
+            None if self.config.geometry_dim is None else GeometrySums.zero(device),
+        )
+        return ReconstructionOutput(
+            loss_sum=zero, num_items=0, num_masked=0, skill=skill, by_motion={}, geometry=geometry, sites={}
+        )
 
 
 def create_autoregressive_reconstruction_module(

@@ -12,7 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llava.model.autoregressive_reconstruction.clips import to_device
-from llava.model.autoregressive_reconstruction.losses import SkillSums, frame_skills, masked_sum, skill_sums
+from llava.model.autoregressive_reconstruction.losses import (
+    GeometryErrors,
+    GeometrySums,
+    SkillSums,
+    frame_skills,
+    masked_sum,
+    skill_sums,
+)
 from llava.model.autoregressive_reconstruction.plan import SitePlan
 from llava.model.loss import normalise
 
@@ -25,6 +32,7 @@ class SitePrediction:
         plan: who predicts what.
         predicted, target, current: on the grid of targets, fp32; current = the frame predicted from.
         errors: training loss of each predicted frame; arbitrary where `plan.is_item` is False.
+        geometry: the part of the errors that is the second target's, where there is one.
     """
 
     plan: SitePlan
@@ -32,6 +40,7 @@ class SitePrediction:
     target: Float[Tensor, "v q p d"]
     current: Float[Tensor, "v q p d"]
     errors: Float[Tensor, "v q"]
+    geometry: GeometryErrors | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +50,19 @@ class ReconstructionOutput:
     Attributes:
         loss_sum: unweighted; always connected to every parameter of the predictor.
         num_items: predicted frames.
+        num_masked: frames that a control left out, see `SitePlan`.
         skill: error beside that of copying the current frame.
         by_motion: the same per class of executed motion (`SitePlan.motion_classes`), as far as motions are known.
+        geometry: of the second target; None where there is none.
         sites: per site what was predicted; empty for a batch without video.
     """
 
     loss_sum: Float[Tensor, ""]
     num_items: int
+    num_masked: int
     skill: SkillSums
     by_motion: Mapping[str, SkillSums]
+    geometry: GeometrySums | None
     sites: Mapping[str, SitePrediction]
 
     def loss(self, num_items_in_batch: int | Tensor | None = None) -> Float[Tensor, ""]:
@@ -80,7 +93,7 @@ class ReconstructionOutput:
 
 def sum_up(sites: Mapping[str, SitePrediction]) -> ReconstructionOutput:
     """Over the sites and all their predicted frames."""
-    losses, skills = [], []
+    losses, skills, geometry = [], [], []
     by_motion: dict[str, SkillSums] = {}
     for site in sites.values():
         plan, device = site.plan, site.errors.device
@@ -88,6 +101,7 @@ def sum_up(sites: Mapping[str, SitePrediction]) -> ReconstructionOutput:
         chosen = torch.stack([plan.is_item, *(plan.is_item & moved for moved in classes.values())])  # [C, V, Q]
         chosen = to_device(chosen, device)
         losses.append(masked_sum(site.errors, chosen[0]))
+        geometry += [] if site.geometry is None else [site.geometry.sums(chosen[0])]
         per_frame = frame_skills(site.predicted.detach(), site.target, site.current, chosen[0])
         overall, *of_classes = skill_sums(per_frame, chosen)
         skills.append(overall)
@@ -96,7 +110,9 @@ def sum_up(sites: Mapping[str, SitePrediction]) -> ReconstructionOutput:
     return ReconstructionOutput(
         loss_sum=torch.stack(losses).sum(),
         num_items=sum(int(site.plan.is_item.sum()) for site in sites.values()),
+        num_masked=sum(site.plan.num_masked for site in sites.values()),
         skill=reduce(add, skills),
         by_motion=by_motion,
+        geometry=reduce(add, geometry) if geometry else None,
         sites=sites,
     )

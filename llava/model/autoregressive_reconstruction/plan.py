@@ -29,6 +29,7 @@ class SitePlan:
         clips: the query frames; frames that no prediction needs are left out.
         targets: [V, Q] frame of the original clip that each query predicts, -1 = none.
         is_item: [V, Q] True where the prediction counts.
+        num_masked: predictions that would count and do not, as the control `other_clip` has no other clip's frame.
         visible: per layer [V, Q, Q], frame by frame, True = may attend.
         context_ends: [V, Q] last column of the language model's states that each query may see, -1 = none.
         since_start, gap: [V, Q] time since the first real frame, and until the target.
@@ -38,6 +39,7 @@ class SitePlan:
     clips: VideoClips
     targets: Int[Tensor, "v q"]
     is_item: Bool[Tensor, "v q"]
+    num_masked: int
     visible: tuple[Bool[Tensor, "v q q"], ...]
     context_ends: Int[Tensor, "v q"] | None
     since_start: Float[Tensor, "v q"]
@@ -63,7 +65,7 @@ def plan_site(clips: VideoClips, config: ReconstructionConfig, site: str) -> Sit
             in the sequence lets an answer see what it is to predict.
     """
     _check_needs(clips, config, site)
-    target, is_item = _items(clips, config, site)
+    target, is_item, num_masked = _items(clips, config, site)
     told = config.condition_on_action == "answer" or (config.condition_on_action == "history" and site == "visual")
     visible = _visible(clips, target if told else None, config)
     kept = _needed(is_item, visible)
@@ -79,6 +81,7 @@ def plan_site(clips: VideoClips, config: ReconstructionConfig, site: str) -> Sit
         clips=clips_kept,
         targets=original,
         is_item=is_item,
+        num_masked=num_masked,
         visible=tuple(visible & within_window(moments, span) for span in config.layer_windows),
         context_ends=_context_ends(clips_kept, config, site, is_item),
         since_start=_since_start(clips, clips_kept),
@@ -119,8 +122,21 @@ def _check_needs(clips: VideoClips, config: ReconstructionConfig, site: str) -> 
         )
 
 
-def _items(clips: VideoClips, config: ReconstructionConfig, site: str) -> tuple[Tensor, Tensor]:
-    """([V, T] index of each frame's target among these frames, [V, T] whether the prediction counts)."""
+def _items(clips: VideoClips, config: ReconstructionConfig, site: str) -> tuple[Tensor, Tensor, int]:
+    """([V, T] index of each frame's target among these frames, [V, T] whether it counts, `SitePlan.num_masked`)."""
+    target, is_item = _own_items(clips, config, site)
+    if config.control != "other_clip":
+        return target, is_item, 0
+    has_other = gather_frames(other_clip(clips.is_real), target) & (len(clips.times) > 1)
+    return target, is_item & has_other, int((is_item & ~has_other).sum())
+
+
+def other_clip(per_frame: Tensor) -> Tensor:
+    """[V, T, ...] of the clip before each, for the control of that name."""
+    return per_frame.roll(1, dims=0)
+
+
+def _own_items(clips: VideoClips, config: ReconstructionConfig, site: str) -> tuple[Tensor, Tensor]:
     if site == "visual":
         target = next_of_pathway(clips.times, clips.in_sequence, clips.pathway)
         return target, target >= 0

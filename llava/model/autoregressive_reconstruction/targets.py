@@ -41,8 +41,10 @@ def make_targets(features: Float[Tensor, "v t n d"], pool: int, norm: str) -> Fl
 
 
 @torch.no_grad()
-def make_geometry(geometry: Float[Tensor, "v t n g"], num_tokens: int, width: int) -> Float[Tensor, "v t p g"]:
-    """A second target on the grid of the first; a frame with any unknown (NaN) value is unknown as a whole.
+def make_geometry(
+    geometry: Float[Tensor, "v t n g"], num_tokens: int, width: int, norm: str = "none"
+) -> Float[Tensor, "v t p g"]:
+    """A second target on the grid of the first; what is averaged with an unknown (NaN) value is unknown.
 
     Raises:
         ValueError: for another width, or tokens that are no square: a file prepared for another setting.
@@ -55,6 +57,7 @@ def make_geometry(geometry: Float[Tensor, "v t n g"], num_tokens: int, width: in
         )
     grid = geometry.detach().float().flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
     pooled = F.adaptive_avg_pool2d(grid, wanted).flatten(2).transpose(1, 2)
+    pooled = F.layer_norm(pooled, pooled.shape[-1:]) if norm == "layer_norm" else pooled
     return pooled.unflatten(0, geometry.shape[:2])
 
 

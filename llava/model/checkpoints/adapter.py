@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llava.model.checkpoints import autoregressive
+from llava.model.checkpoints import autoregressive, scene_split
 from llava.model.checkpoints.base_and_change import find_weight, weights_of, write_over
 from llava.model.checkpoints.stored import StoredTensor, open_tensors, read_headers, read_json
 from llava.model.checkpoints.three_folder import make_generation_config_valid
@@ -190,6 +190,7 @@ def fill(model: LlavaCausalLM, folder: Path, stored: StoredAdapter) -> frozenset
 def read_over(model: LlavaCausalLM, folder: Path) -> frozenset[str]:
     """Gives a model with an adapter all values of a folder; answers the whole weights that differ from the base."""
     changed = fill(model, folder, open_adapter(model, folder))
+    scene_split.read_into(model, folder)
     return changed | write_over(model, other_trainables(folder))
 
 
@@ -205,7 +206,7 @@ def write_adapter(
     root.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if state_dict is None else state_dict
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    freed = {name for name in trained if not autoregressive.is_of_predictor(name)}
+    freed = {name for name in trained if not _has_own_folder(name)}
     lacking = sorted(freed - state.keys())
     if lacking:
         raise ValueError(
@@ -213,9 +214,14 @@ def write_adapter(
             '"stage3_gather_16bit_weights_on_model_save": true'
         )
     autoregressive.write(model, root, state_dict)
+    scene_split.write(model, root, state_dict)
     _write_weights(root, state, freed, adapter)
     _write_settings(root, model, adapter)
     _write_sample(root, state, model, trained | adapter.changed)
+
+
+def _has_own_folder(name: str) -> bool:
+    return autoregressive.is_of_predictor(name) or scene_split.is_of_split(name)
 
 
 def _write_weights(root: Path, state: Mapping[str, Tensor], freed: set[str], adapter: AdapterOnBase) -> None:
@@ -260,7 +266,7 @@ def _write_settings(root: Path, model: LlavaCausalLM, adapter: AdapterOnBase) ->
 def _write_sample(root: Path, state: Mapping[str, Tensor], model: LlavaCausalLM, changed: set[str]) -> None:
     """A few values of weights that are those of the base, spread over the model."""
     floats = (name for name, parameter in model.named_parameters() if parameter.is_floating_point())
-    kept = [name for name in floats if name in state and not autoregressive.is_of_predictor(name)]
+    kept = [name for name in floats if name in state and not _has_own_folder(name)]
     frozen = [name for name in kept if not {name, plain_name(name)} & changed]
     chosen = frozen[:: max(len(frozen) // SAMPLED_WEIGHTS, 1)]
     sample = {plain_name(name): _spread(state[name]) for name in chosen}

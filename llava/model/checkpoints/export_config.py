@@ -28,6 +28,10 @@ def hf_kind(model: LlavaCausalLM) -> Kind:
 
 def require_expressible(model: LlavaCausalLM) -> None:
     """Raises ValueError for what transformers' classes have no place for; names the part and the way out."""
+    if model.scene_split is not None:
+        raise ValueError(
+            f"the model has scene_split and reads pictures in two groups, transformers' LLaVA reads them whole; {OURS}"
+        )
     found = {
         "language model": (model.llm.config.model_type, LLMS),
         "vision tower": (model.vision_tower.config.model_type, TOWERS),

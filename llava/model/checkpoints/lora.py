@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions, resolve_folder
+from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions, resolve_folder, scene_split
 from llava.model.checkpoints.adapter import (
     ADAPTER_CONFIG,
     adapter_file,
@@ -72,6 +72,10 @@ def read(folder: Path, options: ReadOptions) -> LlavaCausalLM:
     base = base_of(folder, options, settings.get("base_model_name_or_path"))
     require_sizes(folder, stored, base)
     model = read_on_base(folder, base, stored, other_trainables(folder), replace(options, model_base=None))
+    if stored.get("scene_split") is not None:
+        if model.scene_split is None:  # the base knows nothing of it: its separators begin without chance
+            model.initialize_scene_split(stored["scene_split"])
+        scene_split.read_into(model, folder)
     require_sampled_base(model, folder)
     take_settings(model, stored)
     take_tokenizer(model, folder)
@@ -97,7 +101,10 @@ def require_sizes(folder: Path, stored: Mapping[str, Any], base: Path) -> None:
         ours, theirs = stored.get(part), found.get(part)
         if not isinstance(ours, dict) or not isinstance(theirs, dict):
             continue
+        gains_tokens = stored.get("scene_split") is not None and found.get("scene_split") is None
         for key in SIZES:
+            if key == "vocab_size" and gains_tokens:
+                continue
             if key in ours and key in theirs and ours[key] != theirs[key]:
                 raise ValueError(
                     f"{folder}: the adapter was trained on a base whose {part} has {key} {ours[key]!r}, {base} has "

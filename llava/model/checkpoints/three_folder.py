@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import AutoConfig
 
-from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions, autoregressive
+from llava.model.checkpoints import LAYOUTS, Layout, ReadOptions, autoregressive, scene_split
 from llava.model.checkpoints.assemble import compare_vision, read_tokenizer
 from llava.model.checkpoints.card import own_card, write_card
 from llava.model.checkpoints.keys import require_part
@@ -94,6 +94,7 @@ def read(folder: Path, options: ReadOptions) -> LlavaCausalLM:
     model = model_class(config, parts=Parts(llm=llm, vision_tower=tower, mm_projector=projector))
     model.name_or_path = str(folder)
     attach_tokenizer(model, read_tokenizer(where["llm"]))
+    scene_split.attach(model, folder)
     return model.eval()
 
 
@@ -132,7 +133,7 @@ def write(
     state_dict: Mapping[str, Tensor] | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
-    """Writes the three folders, `autoregressive/` of a model that has it, and a model card where none is.
+    """Writes the three folders, `autoregressive/` and `scene_split/` of a model that has them, and a card if none is.
 
     state_dict (names of the whole model) replaces the model's weights, as under ZeRO-3.
     """
@@ -150,6 +151,7 @@ def write(
         model.image_processor.save_pretrained(str(root / "vision_tower"))
     model.config.save_pretrained(str(root))
     autoregressive.write(model, root, state_dict)
+    scene_split.write(model, root, state_dict)
     write_card(root, own_card(model))
 
 

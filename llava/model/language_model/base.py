@@ -25,12 +25,14 @@ from llava.model.configuration_llava import LlavaConfig
 from llava.model.language_model.builder import build_llm
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.loss import normalise, supervised_loss_sum, supervised_rows
-from llava.model.media_embedding import as_batch, placeholders_are_expanded, unify_image_token
+from llava.model.media_embedding import TokenRows, as_batch, placeholders_are_expanded, unify_image_token
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.vision_encoder import VisionTower
 from llava.model.multimodal_projector.base_projector import MultimodalProjector
 from llava.model.multimodal_projector.builder import build_mm_projector
-from llava.model.outputs import LlavaOutput, ReconstructionTerm
+from llava.model.outputs import LlavaOutput, ReconstructionTerm, states_of
+from llava.model.sequence_parallel.forward import split_forward
+from llava.model.sequence_parallel.groups import SequenceGroup
 from llava.utils.registry import suggest
 
 
@@ -73,6 +75,8 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _skip_keys_device_placement: ClassVar[Any] = ["past_key_values"]
+    sequence_group: SequenceGroup | None = None
+    """Processes that share the sequences of a training pass with this one (`model/sequence_parallel`)."""
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         self.vision_tower = parts.vision_tower
         self.mm_projector = parts.mm_projector
         self.autoregressive_reconstruction = None
+        self.scene_split = None
         self.store_part_settings()
         self.post_init()
 
@@ -166,6 +171,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         logits_to_keep: int | Int[Tensor, "k"] = 0,
         sample_ids: list[str] | None = None,
         image_sizes: Int[Tensor, "n 2"] | None = None,
+        object_patches: Bool[Tensor, "pictures patches"] | None = None,
         **kwargs: Any,
     ) -> LlavaOutput:
         """Next-token logits, and with labels the loss.
@@ -181,21 +187,44 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
                 batch are clips, where and when. Both are read by a training pass of a model that learns to predict.
             num_reconstruction_items: predicted frames of the whole step, as num_items_in_batch for tokens.
             autoregressive_weight: in place of the configured loss_weight.
+            object_patches: True = the patch of a picture shows an object; only for models with `scene_split`, where
+                None means that no objects were found. Labels tell such a model where answers stand, which its
+                pre-fusion layers leave out: give them with any row that holds an answer.
             logits_to_keep: last n columns, or indices of columns, whose logits are wanted; 0 = all.
 
         A training pass with labels runs the language head on supervised rows only and returns no logits.
         """
         if self.training:
             self.freeze_to_eval()
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError("forward needs input_ids or inputs_embeds, found neither")
+        token_rows = {"attention_mask": attention_mask, "position_ids": position_ids, "labels": labels}
+        token_rows |= {"segment_ids": segment_ids, "branch_ids": branch_ids}
+        if self.sequence_group is not None and self.training and labels is not None:
+            if input_ids is None or past_key_values is not None or object_patches is not None:
+                raise ValueError("sequence parallelism takes input_ids, without a cache and without object_patches")
+            return split_forward(
+                self,
+                self.sequence_group,
+                TokenRows(input_ids=unify_image_token(input_ids, self.image_token_id), **token_rows),
+                images=images,
+                image_sizes=image_sizes,
+                video_frames=video_frames,
+                clips=clips,
+                num_items_in_batch=num_items_in_batch,
+                num_reconstruction_items=num_reconstruction_items,
+                autoregressive_weight=autoregressive_weight,
+                **kwargs,
+            )
         predictor = self.autoregressive_reconstruction if self.training and labels is not None else None
         shares = predictor is not None and clips is not None and predictor.teacher.is_shared
         with outputs_of(self.vision_tower, wanted=shares) as tower_features:
             if inputs_embeds is None:
-                if input_ids is None:
-                    raise ValueError("forward needs input_ids or inputs_embeds, found neither")
-                inputs_embeds, attention_mask, position_ids, labels = self._embed(
-                    input_ids, images, image_sizes, attention_mask, position_ids, labels, segment_ids, branch_ids
-                )
+                assert input_ids is not None
+                rows = TokenRows(input_ids=unify_image_token(input_ids, self.image_token_id), **token_rows)
+                inputs_embeds, rows = self._embed(rows, images, image_sizes, object_patches)
+                attention_mask, position_ids, labels = rows.attention_mask, rows.position_ids, rows.labels
+                segment_ids, branch_ids = rows.segment_ids, rows.branch_ids
         segments, branches = self._segments(inputs_embeds, attention_mask, past_key_values, segment_ids, branch_ids)
         kwargs.pop("return_dict", None)
         arguments = self._attention(inputs_embeds, attention_mask, position_ids, segments, branches)
@@ -213,7 +242,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         if predictor is not None:
             found = reconstruct(
                 predictor,
-                _states_of(decoded, predictor.config.aux_layer),
+                states_of(decoded, predictor.config.aux_layer),
                 images=None if images is None else as_batch(images),
                 tower_features=tower_features[0] if tower_features else None,
                 video_frames=video_frames,
@@ -221,41 +250,34 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
                 segment_ids=segments,
                 branch_ids=branches,
             )
-            self._add_reconstruction(output, found, num_reconstruction_items, autoregressive_weight)
+            self.add_reconstruction(output, found, num_reconstruction_items, autoregressive_weight)
         output.past_key_values = decoded.past_key_values if use_cache else None
         output.hidden_states = decoded.get("hidden_states")
         return output
 
     def _embed(
-        self,
-        input_ids: Tensor,
-        images: Any,
-        image_sizes: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        labels: Tensor | None,
-        segment_ids: Tensor | None,
-        branch_ids: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        self, rows: TokenRows, images: Any, image_sizes: Tensor | None, object_patches: Tensor | None
+    ) -> tuple[Tensor, TokenRows]:
         """Expanded ids keep their layout (the data side made it); unexpanded ones are laid out here."""
-        token_id = self._image_token_id()
-        ids = unify_image_token(input_ids, token_id)
-        is_image = ids == token_id
+        is_image = rows.input_ids == self.image_token_id
         counts = self.tokens_of_pictures(images, image_sizes)
-        if placeholders_are_expanded(is_image, counts, self.tokens_per_image):
-            features = self.encode_pictures(images, image_sizes) if counts else None
-            return self.embed_multimodal(ids, is_image, features), attention_mask, position_ids, labels
-        if segment_ids is not None or branch_ids is not None:
+        if placeholders_are_expanded(is_image, counts, self.slots_per_image):
+            return self.embed_expanded(rows, is_image, images, image_sizes, object_patches)
+        if rows.segment_ids is not None or rows.branch_ids is not None:
             raise ValueError(
-                f"packed or branched rows must give every picture its {self.tokens_per_image} placeholders; "
+                f"packed or branched rows must give every picture its {self.slots_per_image} placeholders; "
                 "expand with mm_utils.expand_image_tokens before packing"
             )
-        mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+        ids = rows.input_ids
+        mask = torch.ones_like(ids) if rows.attention_mask is None else rows.attention_mask
         prepared = self.prepare_inputs_labels_for_multimodal(
-            ids, ids, mask, None, labels, images, image_sizes=image_sizes
+            ids, ids, mask, None, rows.labels, images, image_sizes=image_sizes, object_patches=object_patches
         )
         _, position_ids, attention_mask, _, embeds, labels = prepared
-        return embeds, attention_mask, position_ids, labels
+        prepared_rows = TokenRows(
+            input_ids=ids, attention_mask=attention_mask, position_ids=position_ids, labels=labels
+        )
+        return embeds, prepared_rows
 
     def _segments(
         self,
@@ -330,7 +352,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
                 output.loss_terms[name] = shared.detach()
         return output
 
-    def _add_reconstruction(
+    def add_reconstruction(
         self, output: LlavaOutput, found: ReconstructionOutput, num_items: Any, weight: float | None
     ) -> None:
         assert self.autoregressive_reconstruction is not None
@@ -341,7 +363,12 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         output.loss = (0.0 if config.auxiliary_only else 1.0) * output.loss + weight * loss
         output.loss_terms["autoregressive_loss"] = loss.detach()
         output.reconstruction = ReconstructionTerm(
-            loss=loss, weight=weight, skill=found.skill, by_motion=found.by_motion
+            loss=loss,
+            weight=weight,
+            skill=found.skill,
+            by_motion=found.by_motion,
+            geometry=found.geometry,
+            num_masked=found.num_masked,
         )
 
     def to_logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
@@ -356,18 +383,6 @@ class LlavaCausalLM(LlavaMetaForCausalLM, PreTrainedModel):
         is_token [B, S] is False on padding; None = there is none.
         """
         return {}
-
-
-def _states_of(decoded: Any, layer: int) -> Tensor:
-    """Hidden states [B, S, D] behind a layer as transformers counts: 0 = embeddings, -1 = behind the last norm."""
-    if layer == -1:
-        return decoded.last_hidden_state
-    states = decoded.hidden_states
-    if not -len(states) <= layer < len(states):
-        raise ValueError(
-            f"aux_layer is {layer}, the language model has hidden states {-len(states)}..{len(states) - 1}"
-        )
-    return states[layer]
 
 
 def _settings(part: PreTrainedModel) -> dict[str, Any]:

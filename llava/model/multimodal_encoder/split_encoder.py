@@ -180,7 +180,7 @@ def _run_packed(tower: VisionTower, groups: Sequence[_Rows]) -> list[Tensor]:
     filled = [group.rows for group in groups if len(group.rows)]
     empty = torch.zeros(0, tower.config.hidden_size, dtype=tower.dtype, device=tower.device)
     if not filled:
-        if not (tower.training and (is_trainable(tower) or is_partitioned(tower.parameters()))):
+        if not (is_partitioned(tower.parameters()) or (tower.training and is_trainable(tower))):
             return [empty for _ in groups]
         side = tower.image_size
         blank = tower.embed(tower.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8)))[:, [0, -1]]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llava.model.scene_split.cells import cell_mask, check_snapped
     from llava.model.scene_split.config import SceneSplitConfig
+    from llava.model.scene_split.fingerprint import WeightFingerprint
     from llava.model.scene_split.layout import (
         Block,
         LayoutRule,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         run_suffix,
         stack_prefixes,
     )
+    from llava.model.scene_split.report import SceneAnswer, SceneReport
     from llava.model.scene_split.separators import SEPARATOR_TOKENS, Separators, add_separators
 
 __all__ = [
@@ -36,11 +38,14 @@ __all__ = [
     "KvPrefix",
     "LayoutRule",
     "RowLayout",
+    "SceneAnswer",
     "SceneLayout",
+    "SceneReport",
     "SceneSplitConfig",
     "SceneSplitModule",
     "Separators",
     "Suffix",
+    "WeightFingerprint",
     "add_separators",
     "cell_mask",
     "check_snapped",
@@ -58,12 +63,14 @@ __all__ = [
 _NAMES = {
     "cells": ("cell_mask", "check_snapped"),
     "config": ("SceneSplitConfig",),
+    "fingerprint": ("WeightFingerprint",),
     "layout": ("Block", "LayoutRule", "RowLayout", "SceneLayout", "layout_clip", "layout_picture", "layout_row"),
     "module": ("SceneSplitModule",),
     "prefix": (
         *("KvPrefix", "Suffix", "compute_prefix", "generate_after", "join_prefixes", "pad_suffixes", "run_suffix"),
         "stack_prefixes",
     ),
+    "report": ("SceneAnswer", "SceneReport"),
     "separators": ("SEPARATOR_TOKENS", "Separators", "add_separators"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

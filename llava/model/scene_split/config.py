@@ -12,8 +12,18 @@ if TYPE_CHECKING:
     from llava.scene.patch_mask import PatchRule
 
 POSITIONS = ("in_place", "own_range", "sequential")
+NUM_SEPARATORS = 4
+"""Around the two groups of a picture."""
 
-_CHOICES: dict[str, tuple[str, ...]] = {"positions": POSITIONS, "background_per": ("picture", "clip")}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "positions": POSITIONS,
+    "background_per": ("picture", "clip"),
+    "missing_masks": ("background", "error"),
+}
+GROUPS = ("both", "background", "objects")
+"""What of a picture a training shows to the language model."""
+BUILT_WITH = ("shared_encoder", "shared_projectors", "separators", "prefusion_layers")
+"""Settings that decide which weights and tokens a model has."""
 _FLAGS = ("bit_exact", "shared_encoder", "shared_projectors", "separators")
 _COUNTS = ("prefusion_layers", "dilation")
 
@@ -30,7 +40,10 @@ class SceneSplitConfig:
         shared_projectors: `mm_projector` for both groups; False gives each group a copy of its own.
         separators: the four tokens around the groups, see `separators.py`.
         positions: where the tokens stand for the language model, see `layout.py`.
-        background_per: frames of a clip have a background each, or one for all.
+        background_per: frames of a clip have a background each, or one for all: that of the first. In training the
+            pictures of a sample are one clip.
+        missing_masks: in training, a picture without a readable mask is all "background", or its sample is left out as
+            a broken one ("error").
         prefusion_layers: transformer layers in front of the language model; 0 = none.
     """
 
@@ -46,6 +59,7 @@ class SceneSplitConfig:
     separators: bool = True
     positions: str = "in_place"
     background_per: str = "picture"
+    missing_masks: str = "background"
     prefusion_layers: int = 0
 
     def __post_init__(self) -> None:
@@ -77,8 +91,27 @@ class SceneSplitConfig:
                 raise ValueError(f"scene_split has no option '{key}'{suggest(key, known)}")
         return cls(**(config or {}))
 
+    def changed(self, keys: Mapping[str, Any]) -> SceneSplitConfig:
+        """With some keys changed that need no other weights and no other tokens.
+
+        Raises:
+            ValueError: for a key that the model was built with.
+        """
+        new = SceneSplitConfig.read({**self.to_dict(), **keys})
+        for name in BUILT_WITH:
+            if getattr(new, name) != getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(new, name)!r}, the model was built with {getattr(self, name)!r}; leave it "
+                    "out, or start from a model without scene_split"
+                )
+        return new
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "detector_options": dict(self.detector_options)}
+
+    def slots_of(self, num_places: int) -> int:
+        """Positions of a sequence that a picture of so many visual tokens takes, however it is split."""
+        return num_places + (NUM_SEPARATORS if self.separators else 0)
 
     def patch_rule(self, patch_size: int, cell: int) -> PatchRule:
         """The rule for masks of a tower with such patches, whose projector merges cell x cell of them."""

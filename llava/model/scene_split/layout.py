@@ -29,7 +29,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX
-from llava.model.scene_split.config import POSITIONS
+from llava.model.scene_split.config import NUM_SEPARATORS, POSITIONS
 from llava.model.scene_split.separators import Separators
 from llava.utils.registry import suggest
 
@@ -83,20 +83,30 @@ class LayoutRule:
         if self.num_places < 1:
             raise ValueError(f"num_places is {self.num_places}, expected the visual tokens of a picture, at least 1")
 
+    @property
+    def num_slots(self) -> int:
+        """Of a picture with its background, however it is split."""
+        return self.num_places + (NUM_SEPARATORS if self.separators else 0)
+
 
 def layout_picture(
-    rule: LayoutRule, background: Int[Tensor, "b"] | None, objects: Int[Tensor, "o"] | None
+    rule: LayoutRule,
+    background: Int[Tensor, "b"] | None,
+    objects: Int[Tensor, "o"] | None,
+    *,
+    may_overlap: bool = False,
 ) -> SceneLayout:
     """One picture, from the ascending places of its tokens.
 
     Args:
+        may_overlap: places may stand in both groups: those of a background that was seen in another picture.
         background: None = a frame whose background came with an earlier frame of its clip: no slot, no separators.
         objects: None = a background without objects, to be computed ahead; an empty tensor keeps its separators.
 
     Raises:
         ValueError: for places that are not ascending numbers of 0..num_places - 1, and for a token in both groups.
     """
-    if background is not None and objects is not None:
+    if background is not None and objects is not None and not may_overlap:
         _check_disjoint(background, objects)
     return _lay_out(rule, background, objects)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from llava.model.scene_split.separators import Separators
 
 Pictures = UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"]
 WEIGHTS = "model.safetensors"
+PARTS = {
+    "background_projector": "mm_projector",
+    "object_projector": "mm_projector",
+    "object_tower": "vision_tower",
+    "prefusion": "mm_projector",
+}
+"""Sub-modules -> the part of the model that they began as a copy of; pre-fusion learns where the projector does."""
 
 
 class SceneSplitModule(nn.Module):
@@ -34,6 +42,7 @@ class SceneSplitModule(nn.Module):
         object_tower: None where the encoder is shared.
         background_projector, object_projector: None where the projectors are shared.
         prefusion: None without prefusion_layers.
+        groups: "both", or which one a stage of the training shows to the language model; never stored.
     """
 
     def __init__(
@@ -43,6 +52,7 @@ class SceneSplitModule(nn.Module):
         if mm_projector.image_newline is not None:
             raise ValueError("scene_split is set and mm_projector has an image_newline (anyres), expected one of them")
         self.config = config
+        self.groups = "both"
         self.object_tower = None if config.shared_encoder else copy_tower(vision_tower)
         is_shared = config.shared_projectors
         self.background_projector = None if is_shared else copy_projector(mm_projector)
@@ -53,6 +63,28 @@ class SceneSplitModule(nn.Module):
             weight = next(mm_projector.parameters(), torch.empty(0))
             self.prefusion.to(weight.device, weight.dtype)
         self.encoder(vision_tower, mm_projector)  # refuses towers that cannot be split, now instead of at a picture
+
+    def reconfigure(self, keys: Mapping[str, Any]) -> None:
+        """Other settings for the same weights, see `SceneSplitConfig.changed`."""
+        self.config = self.config.changed(keys)
+
+    def set_trainable(self, *, vision_tower: bool, mm_projector: bool, **tuned: bool | None) -> None:
+        """Freezes or frees the parts; None = as the part of the model that stands behind them in `PARTS`.
+
+        Raises:
+            ValueError: for a part that this model does not have.
+        """
+        model_parts = {"vision_tower": vision_tower, "mm_projector": mm_projector}
+        for part, is_tuned in tuned.items():
+            if is_tuned is not None and getattr(self, part) is None:
+                raise ValueError(
+                    f"{part} is to be {'trained' if is_tuned else 'frozen'} and the model shares it ({self.config}); "
+                    "leave its flag out, or set shared_projectors, shared_encoder or prefusion_layers"
+                )
+        for part, origin in PARTS.items():
+            module, asked = getattr(self, part), tuned.get(part)
+            if module is not None:
+                module.requires_grad_(model_parts[origin] if asked is None else asked)
 
     def encoder(self, vision_tower: VisionTower, mm_projector: MultimodalProjector) -> SplitEncoder:
         return SplitEncoder(vision_tower, self.object_tower, cell_side=mm_projector.downsample_rate)
@@ -72,6 +104,27 @@ class SceneSplitModule(nn.Module):
         return SplitFeatures(
             background=self._project_background(mm_projector, features.background, grid, batching),
             objects=project_group(self.object_projector or mm_projector, features.objects, grid),
+        )
+
+    def encode_clips(
+        self,
+        vision_tower: VisionTower,
+        mm_projector: MultimodalProjector,
+        pixels: Pictures,
+        is_object: Bool[Tensor, "masks p"],
+        is_first: Bool[Tensor, "masks"],
+        *,
+        batching: str = "bit_stable",
+    ) -> SplitFeatures:
+        """Tokens of frames of which only the first of a clip brings its background.
+
+        Which passes run depends on nothing but the call, so that ranks with other clips keep step.
+        """
+        parts = vision_tower, mm_projector
+        first = is_first.to(pixels.device)
+        background = self.encode_background(*parts, pixels[first], is_object[is_first], batching=batching)
+        return SplitFeatures(
+            background=background, objects=self.encode_objects(*parts, pixels, is_object, batching=batching)
         )
 
     def encode_background(
@@ -116,9 +169,24 @@ class SceneSplitModule(nn.Module):
             positions=self.config.positions,
         )
 
-    def save_weights(self, folder: str | Path) -> None:
-        """Writes model.safetensors; nothing at all where everything is shared. The settings live in `config.json`."""
-        weights = {name: value.detach().contiguous().cpu() for name, value in self.state_dict().items()}
+    def save_weights(self, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Writes model.safetensors; nothing at all where everything is shared. The settings live in `config.json`.
+
+        Args:
+            state: replaces the weights of this module where they are split over ranks.
+
+        Raises:
+            ValueError: `state` lacks a weight.
+        """
+        own = self.state_dict()
+        found = own if state is None else state
+        if lacking := sorted(own.keys() - found.keys()):
+            raise ValueError(
+                f"the gathered weights lack {lacking[0]} of scene_split; for ZeRO-3 its configuration needs "
+                '"stage3_gather_16bit_weights_on_model_save": true'
+            )
+        # cloned: a view of an engine's flat buffer would share its memory with others
+        weights = {name: found[name].detach().cpu().clone().contiguous() for name in own}
         if weights:
             Path(folder).mkdir(parents=True, exist_ok=True)
             save_file(weights, Path(folder) / WEIGHTS, metadata={"format": "pt"})

@@ -73,6 +73,10 @@ class KvPrefix:
         cache.layers += [SharedLayer(*(each.expand(rows, -1, -1, -1) for each in pair)) for pair in pairs]
         return cache
 
+    def cut(self, start: int, stop: int) -> KvPrefix:
+        """Tokens start..stop as views; none where both are the same."""
+        return KvPrefix(keys=_cut(self.keys, start, stop), values=_cut(self.values, start, stop))
+
     def first(self, length: int) -> KvPrefix:
         """The first `length` tokens as views, for a request that leaves this prefix half way."""
         if not 0 < length <= self.length:

@@ -10,8 +10,9 @@ from typing import Any, TextIO
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
+DEPTH_UNIT_M = 0.001
 JPEG_QUALITY = 92
 PNG_LEVEL = 1
 
@@ -55,11 +56,32 @@ def save_filmstrip(folder: Path, frames: UInt8[np.ndarray, "t h w 3"], suffix: s
     (folder / "filmstrip.json").write_text(json.dumps(facts))
 
 
+def save_depth(path: Path, depth: Float32[np.ndarray, "t h w"]) -> None:
+    """z-depth in whole millimetres, as `depth` [t, h, w] and `unit_m`; up to 65 m, beyond which it is unknown (0)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    millimetres = np.rint(depth / DEPTH_UNIT_M)
+    whole = np.where(millimetres < 1 << 16, millimetres, 0).astype(np.uint16)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, depth=whole, unit_m=np.float64(DEPTH_UNIT_M))
+    partial.replace(path)
+
+
 def save_frames(folder: Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
     """`frame_0.jpg`, `frame_1.jpg`, ... as in the published data."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, frame in enumerate(frames):
         _save(folder / f"frame_{i}.jpg", frame)
+
+
+def save_instances(folder: Path, ids: UInt8[np.ndarray, "t h w"], suffix: str | None) -> None:
+    """Which object each pixel shows (0 = none), beside what `save_filmstrip`, or for None `save_frames`, wrote."""
+    count, height, width = ids.shape
+    if suffix is not None:
+        _save(folder / f"filmstrip{suffix}.objects.png", ids.reshape(count * height, width))
+        return
+    for i, frame in enumerate(ids):
+        _save(folder / f"frame_{i}.jpg.objects.png", frame)
 
 
 def _png_settings() -> list[int]:
@@ -70,10 +92,11 @@ def _png_settings() -> list[int]:
     return settings
 
 
-def _save(path: Path, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
+def _save(path: Path, picture: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]) -> None:
     settings = _png_settings() if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), settings)
+    encodable = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    done, encoded = cv2.imencode(path.suffix, encodable, settings)
     if not done:
-        size = f"{rgb.shape[1]}x{rgb.shape[0]}"
+        size = f"{picture.shape[1]}x{picture.shape[0]}"
         raise OSError(f"cannot encode {path} of {size} pixels; write frames='files', or png instead of jpg")
     path.write_bytes(encoded.tobytes())

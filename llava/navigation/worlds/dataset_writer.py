@@ -2,6 +2,8 @@
 
 <root>/annotations.json            one record per decision: video_id, q, a, frames
 <root>/train/<episode>/            filmstrip.png|jpg + filmstrip.json, or frame_<i>.jpg
+<root>/depth/train/<episode>.npz   depth of its frames, where asked for: see `save_depth`
+<root>/train/<episode>/*.objects.png   instance numbers beside each picture, where asked for: see `save_instances`
 <root>/train/motions.json.gz       {episode: [action between frame i and i + 1]}
 <root>/camera.json                 the nominal camera; cameras.json.gz {episode: camera} where it varies
 <root>/grounding.json              questions about objects, on single frames
@@ -25,13 +27,20 @@ import numpy as np
 
 from llava.navigation.actions import Action, ActionKind, SentenceFormat
 from llava.navigation.worlds.base import STOP, CameraProfile, Episode
-from llava.navigation.worlds.dataset_files import JsonListWriter, save_filmstrip, save_frames
+from llava.navigation.worlds.dataset_files import (
+    JsonListWriter,
+    save_depth,
+    save_filmstrip,
+    save_frames,
+    save_instances,
+)
 from llava.navigation.worlds.demonstrations import Demonstrations, walk
 from llava.navigation.worlds.episode_files import write_episodes, write_json
 from llava.navigation.worlds.episodes import episodes_of
 from llava.navigation.worlds.expert import plan_tasks
 from llava.navigation.worlds.grounding import ObjectTable, tabulate_objects
 from llava.navigation.worlds.house import generate_houses, random_pool
+from llava.navigation.worlds.renderer import Frames
 from llava.navigation.worlds.tables import COLOUR_NAMES, SHAPE_NAMES
 from llava.utils.registry import suggest
 
@@ -88,6 +97,8 @@ class DatasetOptions:
         picture_format: of filmstrips; "auto" = png up to 128 pixels, jpg above.
         oversample: copy stops three times and turns of 30 and 45 degrees twice, as the published annotations do.
         grounding_frames: pictures per episode with questions in grounding.json.
+        depth: write the depth of every frame too.
+        object_masks: write which object every pixel shows too.
         camera_range: draw a camera per episode instead of using `camera` for all.
         threads: that write pictures.
     """
@@ -104,6 +115,8 @@ class DatasetOptions:
     picture_format: str = "auto"
     oversample: bool = False
     grounding_frames: int = 2
+    depth: bool = False
+    object_masks: bool = False
     threads: int = 2
 
     def __post_init__(self) -> None:
@@ -115,7 +128,11 @@ class DatasetOptions:
             raise ValueError(f"seed is {self.seed}, expected 0 to 2^40 less the number of episodes")
         if self.frames not in (None, "filmstrip", "files", "none"):
             raise ValueError(f"frames is '{self.frames}'{suggest(str(self.frames), ['filmstrip', 'files', 'none'])}")
-
+        if self.depth and self.frame_layout == "none":
+            raise ValueError(
+                f"depth is True and no frames are written for split '{self.split}'; set frames to 'filmstrip' or "
+                "'files'"
+            )
         if self.picture_format not in ("auto", "png", "jpg"):
             raise ValueError(f"picture_format is '{self.picture_format}', expected auto, png or jpg")
 
@@ -162,7 +179,13 @@ def _marker(root: Path, split: str) -> Path:
 
 
 def _settings(options: DatasetOptions) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(json.dumps(asdict(options))).items() if key != "threads"}
+    """What decides the content; without `depth` and `object_masks` as data sets were marked before there were any."""
+    settings = json.loads(json.dumps(asdict(options)))
+    del settings["threads"]
+    for addition in ("depth", "object_masks"):
+        if not settings[addition]:
+            del settings[addition]
+    return settings
 
 
 def _finished(root: Path, options: DatasetOptions) -> DatasetSummary | None:
@@ -255,20 +278,20 @@ class _Writer:
         asked = random_pool(walks.houses.seeds, GROUNDING_STREAM, 16 * max(1, self.options.grounding_frames))
         before: list[Future[None]] = []
         for part in self._parts(walks):
-            rgb, tables = self._render(walks, part, cameras)  # while the pictures before are being written
+            frames, tables = self._render(walks, part, cameras)  # while the pictures before are being written
             saved = []
             for e in part:
                 begin, end = int(walks.frame_start[e]), int(walks.frame_start[e + 1])
                 offset = int(walks.frame_start[part[0]])
-                frames, name = rgb[begin - offset : end - offset], str(first + e)
-                saved.append(pool.submit(self._save, name, frames))
+                own, name = slice(begin - offset, end - offset), str(first + e)
+                saved.append(pool.submit(self._save, name, frames, own))
                 annotations.extend(self._annotate(walks, e, name))
                 grounding.extend(self._ask(walks, e, name, tables[e], asked[e]))
                 self.motions[name] = walks.action[begin : end - 1].tolist()
                 self.objects[name] = self._locate(walks, e, tables[e])
             _wait(before)
             before = saved
-            self.num_frames += len(rgb)
+            self.num_frames += len(frames.rgb)
         _wait(before)
 
     def _parts(self, walks: Demonstrations) -> Iterator[list[int]]:
@@ -286,7 +309,7 @@ class _Writer:
 
     def _render(
         self, walks: Demonstrations, part: list[int], cameras: list[CameraProfile]
-    ) -> tuple[np.ndarray, dict[int, ObjectTable]]:
+    ) -> tuple[Frames, dict[int, ObjectTable]]:
         """Pictures of the episodes, and what is in view at each decision of each."""
         begin, end = int(walks.frame_start[part[0]]), int(walks.frame_start[part[-1] + 1])
         frames = walks.render(np.arange(begin, end), cameras[part[0]])
@@ -295,15 +318,23 @@ class _Writer:
             at = walks.decision_frame[walks.decision_start[e] : walks.decision_start[e + 1]] - begin
             count = int(walks.houses.num_objects[e])
             tables[e] = tabulate_objects(frames.instance_ids[at], frames.depth[at], count)
-        return frames.rgb, tables
+        return frames, tables
 
-    def _save(self, name: str, frames: np.ndarray) -> None:
+    def _save(self, name: str, rendered: Frames, own: slice) -> None:
+        """Pictures of one episode, and what else of its views was asked for."""
+        if self.options.depth:
+            save_depth(self.root / "depth" / self.options.split / f"{name}.npz", rendered.depth[own])
+        frames = rendered.rgb[own]
         folder = self.root / self.options.split / name
+        suffix = None
         if self.options.frame_layout == "files":
             save_frames(folder, frames)
         else:
             tall = len(frames) * frames.shape[1] > MAX_JPEG_SIDE
-            save_filmstrip(folder, frames, ".png" if tall else self.options.strip_suffix)
+            suffix = ".png" if tall else self.options.strip_suffix
+            save_filmstrip(folder, frames, suffix)
+        if self.options.object_masks:
+            save_instances(folder, rendered.instance_ids[own], suffix)
 
     def _annotate(self, walks: Demonstrations, e: int, name: str) -> Iterator[dict[str, Any]]:
         sentence, instruction = SentenceFormat(), self.episodes[int(name)].instruction

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llava.train.callbacks.step_lines import append, keep_until, read_lines
 from llava.train.schedule import TrainClock
 
 PROGRESS_FILE = "progress.jsonl"
@@ -19,9 +19,8 @@ class ProgressCallback(TrainerCallback):
     """Shows step, loss, tokens/s and the time left; writes one JSON line per log line.
 
     A terminal (`stream`, default stderr) gets a rich bar, anything else one plain line every `every` seconds. Lines of
-    `progress.jsonl` have the keys step, total, share, loss, tokens_per_second, data_wait, learning_rate, elapsed, eta
-    (seconds left) and every named loss term. On resumption the lines after the checkpoint are dropped: each step stands
-    there once.
+    `progress.jsonl` have the keys step, total, share, elapsed, eta (seconds left) and every number of the log line. On
+    resumption the lines after the checkpoint are dropped: each step stands there once.
     """
 
     def __init__(self, output_dir: Path, clock: TrainClock, *, every: float = 5.0, stream: Any = None) -> None:
@@ -40,7 +39,7 @@ class ProgressCallback(TrainerCallback):
             return
         self._start = (state.global_step, self.clock.elapsed)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        _keep_until(self.file, state.global_step)
+        keep_until(self.file, state.global_step)
         self._bar = _bar(self.stream)
         if self._bar is not None:
             self._bar.start()
@@ -51,8 +50,7 @@ class ProgressCallback(TrainerCallback):
         if not state.is_world_process_zero or "loss" not in logs:
             return
         self._latest = logs
-        with self.file.open("a") as file:
-            file.write(json.dumps(self._record(state, logs)) + "\n")
+        append(self.file, [self._record(state, logs)])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -99,10 +97,17 @@ class ProgressCallback(TrainerCallback):
 
 
 def _note(record: dict[str, Any]) -> str:
-    loss = f"loss {record['loss']:.4f} | " if "loss" in record else ""
-    speed = f"{record['tokens_per_second']:,.0f} tokens/s | " if "tokens_per_second" in record else ""
+    shown = {
+        "loss": "loss {:.4f}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+        "mfu": "MFU {:.0%}",
+        "data_wait": "waits {:.0%}",
+        "grad_norm": "gradient {:.2g}",
+        "peak_memory_gib": "{:.1f} GiB",
+    }
+    figures = [text.format(record[name]) for name, text in shown.items() if record.get(name) is not None]
     times = f"{_clock(record['elapsed'])} gone, {_clock(record['eta'])} left"
-    return f"step {record['step']}/{record['total']} | {loss}{speed}{times}"
+    return " | ".join([f"step {record['step']}/{record['total']}", *figures, times])
 
 
 def _clock(seconds: float) -> str:
@@ -129,23 +134,6 @@ def _bar(stream: Any) -> Any:
     return Progress(*columns, console=Console(file=stream), refresh_per_second=2)
 
 
-def _keep_until(file: Path, step: int) -> None:
-    """Drop the lines of steps that will be trained again, and a last line that was cut off."""
-    if not file.is_file():
-        return
-    kept = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
-    file.write_text("".join(f"{line}\n" for line in kept))
-
-
-def _step_of(line: str) -> int | float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
-
-
 def read_progress(output_dir: Path) -> list[dict[str, Any]]:
     """The lines of `progress.jsonl`, oldest first; a half-written last line is left out."""
-    file = output_dir / PROGRESS_FILE
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines if _step_of(line) != float("inf")]
+    return read_lines(output_dir / PROGRESS_FILE)

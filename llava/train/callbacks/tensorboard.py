@@ -18,6 +18,8 @@ class _FolderTensorBoard(TensorBoardCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.is_world_process_zero and self.tb_writer is None:  # steps that a restart trains again are dropped
+            self.tb_writer = self._SummaryWriter(log_dir=self.logging_dir, purge_step=state.global_step + 1)
         super().on_train_begin(args, state, control, **{k: v for k, v in kwargs.items() if k != "model"})
 
 

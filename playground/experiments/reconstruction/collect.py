@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -14,14 +11,14 @@ from statistics import mean
 from typing import Any
 
 from llava.eval.results import read_results, write_json
-from playground.demo.processes import describe_environment
 from playground.demo.progress import PROGRESS_FILE, all_records
 from playground.demo.report.data import versions
+from playground.experiments.common import machine, read_json
 from playground.experiments.reconstruction.arms import Run
 from playground.experiments.reconstruction.metered import COST_FILE, Cost, read_cost
 from playground.experiments.reconstruction.plan import Layout, title_of
 from playground.experiments.reconstruction.settings import Setting
-from playground.experiments.reconstruction.statistics import Paired, PerEpisode, compare, compare_by_length, verdict
+from playground.experiments.statistics import Paired, PerEpisode, compare, compare_by_length, verdict
 
 WALKED = ("success_1m", "success", "right_object", "spl", "distance_to_goal")
 MEASURES = {
@@ -221,16 +218,12 @@ def read_record(layout: Layout, run: Run) -> Record:
     walks = read_results(layout.walk_results(run)) or {}
     return Record(
         run=run,
-        training=_read(folder / "training_complete.json"),
+        training=read_json(folder / "training_complete.json"),
         cost=read_cost(folder) if (folder / COST_FILE).is_file() else None,
         log=all_records(folder / PROGRESS_FILE),
         walks=walks.get("episodes", {}) if walks.get("complete") else {},
-        heldout=_read(layout.measured(run)),
+        heldout=read_json(layout.measured(run)),
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def compare_runs(records: Sequence[Record]) -> list[Comparison]:
@@ -287,12 +280,3 @@ def remarks_on(records: Sequence[Record]) -> list[str]:
             listed = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
             remarks.append(f"{form}, seed {seed}: the arms did not read the same number of tokens ({listed})")
     return remarks
-
-
-def machine() -> dict[str, str]:
-    """What the numbers were measured on."""
-    gpu = "none"
-    if shutil.which("nvidia-smi"):
-        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        gpu = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or gpu
-    return describe_environment({"gpu": gpu, "date": date.today().isoformat()})

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
-from playground.demo.report.data import versions
-from playground.demo.report.page import STYLE, fact_table, section
+from playground.demo.report.page import section
+from playground.experiments.pages import (
+    PAGE,
+    facts_section,
+    html_table,
+    picture_section,
+    save_page,
+    state_section,
+)
 from playground.experiments.reconstruction.collect import MEASURES, Comparison, Results
 from playground.experiments.reconstruction.plots import draw_all
 from playground.experiments.reconstruction.tables import BUDGETS, FIGURES, PROBES, TITLES, WALKS, difference, number
 
-PAGE = "report.html"
 WORDS = {
     "no worse": "shown to be at most one point worse",
     "better": "shown to be better",
@@ -26,47 +31,22 @@ WORDS = {
 
 def write_page(results: Results, run_dir: Path) -> Path:
     """Pictures into `figures/`, the page with copies of them in it; the page's path."""
-    pictures = draw_all(results, run_dir / "figures")
-    path = run_dir / PAGE
-    partial = path.with_suffix(".tmp")
-    partial.write_text(render(results, pictures), encoding="utf-8")
-    partial.replace(path)
-    return path
-
-
-def render(results: Results, pictures: Sequence[tuple[str, Path]]) -> str:
-    setting = results.setting
+    setting, pictures = results.setting, draw_all(results, run_dir / "figures")
     lead = (
         f"Setting {escape(setting.name)}, {len(setting.seeds)} seeds, {setting.episodes} unseen houses. Does it help a "
         "model that walks to predict the features of the next frame while it learns? All arms of a seed start from one "
         "checkpoint and read the same data in the same order. Differences are paired by seed and house."
     )
-    parts = [_state(results)]
+    parts = [state_section(results.remarks, results.failed, results.missing)]
     for form in setting.arms:
         for budget, words in BUDGETS.items():
             if rows := results.of(form, budget):
                 parts.append(_results(f"{TITLES[form]}: {words}", rows))
         if rows := [row for row in results.comparisons if row.form == form and not row.arm.is_baseline]:
             parts.append(_figures(f"{TITLES[form]}: the loss itself", rows))
-    parts += [_pictures(pictures), _arms(results), _facts(results)]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Next-frame loss</title><style>{STYLE.read_text()}</style></head><body><main>"
-        f'<h1>Next-frame loss</h1><p class="quiet">{lead}</p>{"".join(parts)}'
-        "<footer>Written by playground/experiments/reconstruction. One file: send it, keep it.</footer>"
-        "</main></body></html>\n"
-    )
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """First column is text and may wrap; cells are HTML already."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = ""
-    for first, *cells in rows:
-        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
-        body += f'<tr class="model"><td style="white-space:normal;min-width:150px">{first}</td>{numbers}</tr>'
-    return f'<div class="scroll" style="margin-bottom:18px"><table><tr>{head}</tr>{body}</table></div>'
+    parts += [picture_section(pictures), _arms(results), facts_section(asdict(setting), results.facts)]
+    author = "playground/experiments/reconstruction"
+    return save_page(run_dir / PAGE, title="Next-frame loss", lead=lead, parts=parts, written_by=author)
 
 
 def _results(title: str, rows: Sequence[Comparison]) -> str:
@@ -79,8 +59,8 @@ def _results(title: str, rows: Sequence[Comparison]) -> str:
     return section(
         title,
         lead,
-        _table(["", *(MEASURES[m] for m in WALKS[:-1]), "SR 1 m at -1"], walks),
-        _table(["", *(MEASURES[m] for m in (WALKS[-1], *PROBES)), "SR 1 m per seed", "p (McNemar)"], more),
+        html_table(["", *(MEASURES[m] for m in WALKS[:-1]), "SR 1 m at -1"], walks),
+        html_table(["", *(MEASURES[m] for m in (WALKS[-1], *PROBES)), "SR 1 m per seed", "p (McNemar)"], more),
     )
 
 
@@ -121,32 +101,7 @@ def _figures(title: str, rows: Sequence[Comparison]) -> str:
         "turn, both, still: by what the robot did until the target. Ratios are weighted loss and weighted gradient "
         "beside those of the cross-entropy; under 0.01 the loss changes next to nothing."
     )
-    return section(title, lead, _table(["", *FIGURES.values()], lines))
-
-
-def _pictures(pictures: Sequence[tuple[str, Path]]) -> str:
-    figures = []
-    for caption, path in pictures:
-        source = base64.b64encode(path.read_bytes()).decode()
-        figures.append(
-            f'<figure style="margin-bottom:26px"><img alt="{escape(caption)}" src="data:image/png;base64,{source}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
-        )
-    return section("Pictures", "The same files lie in figures/.", *figures) if figures else ""
-
-
-def _state(results: Results) -> str:
-    lines = [f"<li>{escape(remark)}</li>" for remark in results.remarks]
-    lines += [
-        f"<li>failed: {escape(name)}: {escape(text.splitlines()[0])}</li>" for name, text in results.failed.items()
-    ]
-    if results.missing:
-        lines.append(f"<li>not complete: {escape(', '.join(results.missing))}</li>")
-    return (
-        section("To know before reading", "What went wrong or is missing.", f"<ul>{''.join(lines)}</ul>")
-        if lines
-        else ""
-    )
+    return section(title, lead, html_table(["", *FIGURES.values()], lines))
 
 
 def _arms(results: Results) -> str:
@@ -160,14 +115,4 @@ def _arms(results: Results) -> str:
         ]
         for arm in arms.values()
     ]
-    return section("The arms", "Keys of --autoregressive_config.", _table(["", "group", "tells", "keys"], rows))
-
-
-def _facts(results: Results) -> str:
-    setting = {name: str(value) for name, value in asdict(results.setting).items()}
-    return section(
-        "Settings",
-        "What must be the same for a number to be compared with these.",
-        f'<div class="columns"><div><h3>Experiment</h3>{fact_table(setting)}</div>'
-        f"<div><h3>Versions and machine</h3>{fact_table({**versions(), **results.facts})}</div></div>",
-    )
+    return section("The arms", "Keys of --autoregressive_config.", html_table(["", "group", "tells", "keys"], rows))

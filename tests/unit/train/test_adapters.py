@@ -118,14 +118,16 @@ def test_the_table_says_what_carries_adapters_and_rates_of_parts_reach_them(base
     trainer = trainer_of(*adapted(base, tmp_path, *BOTH, "--use_dora", "True", "--lora_bias", "all", *rates))
     rows = {row.part: row for row in trainer.parts_table()}
     assert {part: row.method for part, row in rows.items()} == {
-        "language_model": "DoRA r=2",  # a Llama has no biases
-        "vision_tower": "DoRA r=2 + biases",
+        "language_model": "frozen",  # a Llama has no biases
+        "language_model adapters": "DoRA r=2",
+        "vision_tower": "biases",
+        "vision_tower adapters": "DoRA r=2",
         "mm_projector": "whole",
     }
     parameters = dict(trainer.model.named_parameters())
     for part, folder in (("language_model", "llm."), ("vision_tower", "vision_tower.")):
         free = [p.numel() for name, p in parameters.items() if name.startswith(folder) and p.requires_grad]
-        assert rows[part].trainable == sum(free)
+        assert rows[part].trainable + rows[f"{part} adapters"].trainable == sum(free)
     rate_of = {id(p): group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
     found = {(name.split(".")[0], rate_of[id(p)]) for name, p in parameters.items() if p.requires_grad}
     assert found == {("llm", 2e-2), ("vision_tower", 1e-4), ("mm_projector", 1e-3)}
@@ -262,7 +264,9 @@ def test_adapters_learn_beside_a_quantised_language_model(kernels: None, tmp_pat
     trainer = trained(base, tmp_path, *flags)
     rows = {row.part: row for row in trainer.parts_table()}
     assert rows["language_model"].dtype == "+".join(sorted(["float32", dtype]))
-    assert rows["language_model"].parameters == whole + rows["language_model"].trainable
+    assert rows["language_model"].parameters == whole
+    assert rows["language_model adapters"].dtype == "float32"
+    assert rows["language_model adapters"].parameters == rows["language_model adapters"].trainable > 0
     assert rows["vision_tower"].dtype == rows["mm_projector"].dtype == "float32"
     prepared, args = adapted(base, tmp_path, *flags, checkpoint=tmp_path / "checkpoint-2")
     again = trainer_of(prepared, args, restored_from=tmp_path / "checkpoint-2")

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 
 import pytest
 import torch
 from torch import nn
 
 import llava
+from llava.constants import IGNORE_INDEX
+from llava.data.clips import ClipOptions
 from llava.data.collate import DataCollator
+from llava.data.geometry import GeometryOptions
+from llava.model.autoregressive_reconstruction.targets import grid_side_of
 from llava.model.checkpoints import autoregressive
 from llava.train.args import TrainingArguments
 from llava.train.autoregressive_trainer import AutoregressiveTrainer
+from llava.train.data_setup import data_options
+from llava.train.parse import parse_args
 from llava.train.reconstruction import ReconstructionMonitor, compare_gradients
 from llava.train.reconstruction_setup import attach_reconstruction, read_keys
 from tests.unit.train.toy import IMAGE_TOKEN, ToyClips, ToyData, toy_model
@@ -87,6 +94,34 @@ def test_mixed_batches_train_and_batches_without_clips_count_nothing(tmp_path):
     assert len(losses) == 12 and sum(loss == 0 for loss in losses) == 6
 
 
+class Unsupervised(ToyClips):
+    """Video without text: what the record type `clips` gives."""
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return {**sample, "labels": torch.full_like(sample["labels"], IGNORE_INDEX)}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_video_without_a_supervised_token_trains_by_the_next_frame_alone(tmp_path, accumulation):
+    """The main loss of such a step is 0, its gradient too: weights behind the states, the head's, stay as they are."""
+    trainer = make_trainer(
+        tmp_path, data=Unsupervised(8), per_device_train_batch_size=4 // accumulation, optim="sgd",
+        gradient_accumulation_steps=accumulation, config={"loss_weight": 0.5},
+    )  # fmt: skip
+    model = trainer.model
+    head, states = (w.detach().clone() for w in (model.llm.lm_head.weight, model.llm.model.norm.weight))
+    start = predictor_weights(trainer)
+    trainer.train()
+    for row in (row for row in trainer.state.log_history if "autoregressive_loss" in row):
+        assert row["main_loss"] == 0 and row["autoregressive_loss"] > 0
+        assert row["loss"] == pytest.approx(0.5 * row["autoregressive_loss"], rel=1e-4)
+        assert all(math.isfinite(value) for value in row.values())
+    assert torch.equal(model.llm.lm_head.weight, head)
+    assert not torch.equal(model.llm.model.norm.weight, states)
+    assert not torch.equal(predictor_weights(trainer), start)
+
+
 def test_data_without_clips_is_warned_of_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         make_trainer(tmp_path, data=ToyData(8), per_device_train_batch_size=2).train()
@@ -146,6 +181,41 @@ def test_the_weight_follows_a_share_of_the_gradient(tmp_path):
     parts = ("language_model", "vision_tower")
     assert len({row[f"gradient_ratio_{part}"] for part in parts}) == 2
     assert min(row[f"gradient_ratio_{p}"] for p in parts) < 0.2 < max(row[f"gradient_ratio_{p}"] for p in parts)
+
+
+def test_a_share_begins_with_the_first_gradient_that_is_not_zero(tmp_path):
+    """A head of zeros pulls at nothing at step 0; the next step is measured too, however seldom the others are."""
+    config = {"gradient_share": 0.2, "gradient_every": 100}
+    model = toy_learner(**config)
+    torch.nn.init.zeros_(model.autoregressive_reconstruction.predictor.output_projection.weight)
+    trainer = make_trainer(tmp_path, model=model, per_device_train_batch_size=8)
+    trainer.train()
+    weights = rows(trainer, "autoregressive_weight")
+    assert weights[0] == 0.1 and weights[1] != 0.1 and weights[2] == weights[1]
+    assert [trainer.reconstruction.is_due(step) for step in (2, 99, 100, 200)] == [False, False, True, True]
+    again = ReconstructionMonitor(trainer.reconstruction.config)
+    assert again.is_due(2) and not again.is_due(101)
+    again.restore(json.loads(json.dumps(trainer.reconstruction.state())))
+    assert not again.is_due(2)
+
+
+def test_skills_without_anything_to_compare_with_are_counted_and_in_no_mean(tmp_path):
+    config = {"control": "current_frame", "predictor_input": "hidden", "head": "direct", "target_pool": 2}
+    trainer = make_trainer(tmp_path, per_device_train_batch_size=8, config=config)
+    trainer.train()
+    row = trainer.state.log_history[0]
+    assert not any(name.startswith("autoregressive_skill") for name in row)
+    assert row["autoregressive_undefined_skills"] == 1 + 2  # overall, forward and turn
+    assert all(math.isfinite(value) for row in trainer.state.log_history for value in row.values())
+
+
+def test_frames_without_another_clip_are_counted_in_the_log(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, data=ToyClips(3), per_device_train_batch_size=1, config={"control": "other_clip"})
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert rows(trainer, "autoregressive_loss") == [0, 0, 0]
+    assert sorted(rows(trainer, "autoregressive_masked")) == [1, 2, 3]
+    assert "the batches hold no clips" not in caplog.text
 
 
 def test_gradients_are_compared_weight_by_weight():
@@ -260,6 +330,28 @@ def test_settings_come_as_text_or_as_a_file(tmp_path):
     for wrong in ("{num_hist: 5", "nowhere.yaml"):
         with pytest.raises(ValueError, match="or a YAML or JSON file"):
             read_keys(wrong)
+
+
+def options_of(*flags):
+    model = toy_model()
+    args = parse_args(["--output_dir", "out", "--enable_autoregressive", "True", *flags])
+    return data_options(args, model.config, model.vision_tower)
+
+
+def test_flags_tell_the_data_how_pictures_were_taken_and_which_second_target_is_wanted():
+    options = options_of("--turn_degrees", "30", "--frame_per_action", "False", "--autoregressive_depth", "True")
+    assert (options.turn_degrees, options.frame_per_action) == (30, False)
+    side = grid_side_of(toy_model().vision_tower.num_patches)
+    assert options.clips == ClipOptions(geometry=GeometryOptions(side=side, pool=2))
+    keys = {"geometry_dim": 8, "geometry_origin": "vggt", "target_pool": 1, "site": "both"}
+    expected = GeometryOptions(origin="vggt", width=8, side=side)
+    assert options_of("--autoregressive_config", json.dumps(keys)).clips == ClipOptions(
+        answer_targets=True, geometry=expected
+    )
+    plain = options_of()
+    assert (plain.turn_degrees, plain.frame_per_action, plain.clips) == (15, True, ClipOptions())
+    with pytest.raises(ValueError, match="geometry_dim is 3 and geometry_origin 'depth', expected 1"):
+        options_of("--autoregressive_config", '{"geometry_dim": 3}')
 
 
 def test_every_rank_sees_the_same_weight_after_a_restart():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 
 import pytest
 import torch
@@ -17,16 +18,18 @@ from llava.train.schedule import TrainClock
 from tests.unit.train.toy import IMAGE_TOKEN, ToyData, toy_model
 
 
-def make_trainer(folder, *, size: int = 24, seed: int = 0, clock: TrainClock | None = None, **settings) -> LLaVATrainer:
+def make_trainer(
+    folder, *, size: int = 24, seed: int = 0, clock: TrainClock | None = None, model=None, **settings
+) -> LLaVATrainer:
     """A trainer of the toy model; settings are training arguments."""
     chosen = {"logging_steps": 1.0, "save_strategy": "no", "learning_rate": 1e-2, "num_train_epochs": 1.0, **settings}
     args = TrainingArguments(
         output_dir=str(folder), use_cpu=True, report_to="none", lr_scheduler_type="constant", **chosen
     )
     data = ToyData(size)
-    mode = "pack" if args.packing else "pad"
+    mode = "pack" if args.packing == "True" else "pad"
     collator = DataCollator(pad_token_id=0, max_length=64, mode=mode, rows="one", image_token_id=IMAGE_TOKEN)
-    model = toy_model(seed)
+    model = toy_model(seed) if model is None else model
     return LLaVATrainer(
         model,
         args,
@@ -57,6 +60,26 @@ def test_accumulated_small_batches_train_like_one_large_batch(tmp_path):
     assert torch.allclose(weights(small), weights(large), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [7, 3])
+def test_accumulation_over_an_odd_number_of_samples_uses_each_once_per_epoch(tmp_path, size, caplog):
+    """7 samples in batches of 2, 3 batches per step: steps of 6 and 1. 3 samples: one step of all."""
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "num_train_epochs": 2.0}
+    trainer = make_trainer(tmp_path, size=size, **settings)
+    seen: Counter[str] = Counter()
+    collate = trainer.data_collator
+
+    def counted(samples):
+        seen.update(sample["sample_id"] for sample in samples)
+        return collate(samples)
+
+    trainer.data_collator = counted
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert seen == {str(index): 2 for index in range(size)}
+    assert trainer.state.global_step == (4 if size == 7 else 2)
+    assert ("an epoch has 3 samples, a global batch 6" in caplog.text) == (size == 3)
+
+
 def test_packed_and_padded_batches_of_the_same_samples_have_the_same_loss(tmp_path):
     padded = make_trainer(tmp_path / "a", per_device_train_batch_size=24, optim="sgd")
     packed = make_trainer(tmp_path / "b", packing=True, tokens_per_batch=10_000, optim="sgd")
@@ -72,6 +95,21 @@ def test_workers_deliver_the_same_batches_as_the_main_process(tmp_path):
     alone.train()
     helped.train()
     assert losses(alone) == losses(helped)
+
+
+def test_an_evaluation_loss_is_that_of_all_logits_and_makes_only_the_last_ones(tmp_path):
+    trainer = make_trainer(tmp_path, packing=True, per_device_eval_batch_size=24)
+    made = []
+    trainer.model.llm.lm_head.register_forward_hook(lambda module, arguments, output: made.append(output.shape))
+    loss = trainer.evaluate(eval_dataset=trainer.train_dataset)["eval_loss"]
+    rows = sum(int((sample["labels"] != -100).sum()) for sample in map(ToyData(24).__getitem__, range(24)))
+    assert [shape.numel() // shape[-1] for shape in made] == [1, rows]
+    batch = trainer.data_collator([ToyData(24)[index] for index in range(24)])
+    inputs = {name: value for name, value in batch.items() if name != "sample_ids"}
+    with torch.no_grad():
+        output = trainer.model(**inputs)
+    assert output.logits.shape[1] == batch["input_ids"].shape[1]
+    assert loss == pytest.approx(output.loss.item(), abs=1e-6)
 
 
 def test_recomputing_activations_changes_no_loss(tmp_path):
@@ -92,12 +130,20 @@ def test_a_log_line_tells_loss_terms_speed_and_waiting(tmp_path):
     assert trainer.meter.total_tokens == sum(ToyData(24).lengths)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_do(tmp_path):
-    trainer = make_trainer(tmp_path, per_device_train_batch_size=4)
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_samples(tmp_path):
+    """Also before a checkpoint that comes ahead of the next log line: what is broken replaces nothing good."""
+    settings = {"per_device_train_batch_size": 4, "logging_steps": 100.0, "save_strategy": "steps", "save_steps": 2.0}
+    trainer = make_trainer(tmp_path, **settings)
     with torch.no_grad():
         next(trainer.model.llm.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="lower --learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 1, .*lower --learning_rate"):
         trainer.train()
+    (batch,) = json.loads((tmp_path / "loss_not_finite.json").read_text())["batches"]
+    assert batch["step"] == 0 and len(batch["sample_ids"]) == 4
+    assert checkpointing.complete_checkpoints(tmp_path) == []
+    logged = make_trainer(tmp_path, model=trainer.model, per_device_train_batch_size=4)
+    with pytest.raises(FloatingPointError, match="expected a finite number"):
+        logged.train()
 
 
 def test_resuming_repeats_the_losses_of_an_uninterrupted_run_to_the_bit(tmp_path):
@@ -150,9 +196,9 @@ def test_a_time_budget_ends_the_run_and_the_rate_follows_the_clock(tmp_path):
 
 
 def test_sampling_that_needs_lengths_says_so(tmp_path):
-    trainer = make_trainer(tmp_path, packing=True)
+    trainer = make_trainer(tmp_path, tokens_per_batch=64)
     trainer.lengths = None
-    with pytest.raises(ValueError, match="--packing True needs the length of every sample"):
+    with pytest.raises(ValueError, match="--tokens_per_batch needs the length of every sample"):
         trainer.batch_plan()
     trainer = make_trainer(tmp_path, sampler="shufle")
     with pytest.raises(ValueError, match="did you mean 'shuffle'"):

@@ -1,9 +1,12 @@
 """Clips decode alike by every decoder, in the order asked for; broken ones are named."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 
+import llava
 from llava.video.decode import DECODERS, list_frames, open_clip, read_frames, video_info
 
 
@@ -92,3 +95,47 @@ def test_doubles_and_empty_folders_are_reported(tmp_path):
 def test_colours_are_rgb(tmp_path, golden, decoder):
     cv2.imwrite(str(tmp_path / "1.png"), np.full((4, 4, 3), (255, 0, 0), np.uint8))  # blue in OpenCV's order
     assert read_frames(tmp_path, [0])[0][0, 0].tolist() == [0, 0, 255]
+
+
+def write_strip(folder, num_frames=3, height=4, width=6, **facts):
+    folder.mkdir(exist_ok=True)
+    strip = np.repeat(np.arange(num_frames, dtype=np.uint8) * 20, height)[:, None, None].repeat(width, 1).repeat(3, 2)
+    cv2.imwrite(str(folder / "filmstrip.png"), strip)
+    facts = {"num_frames": num_frames, "height": height, "width": width, **facts}
+    (folder / "filmstrip.json").write_text(json.dumps(facts))
+
+
+def test_a_filmstrip_is_a_clip_of_its_frames(tmp_path):
+    write_strip(tmp_path / "7")
+    for source in (tmp_path / "7", tmp_path / "7" / "filmstrip.png"):
+        clip = open_clip(source)
+        assert (clip.info.num_frames, clip.info.fps, clip.info.height, clip.info.width) == (3, 0.0, 4, 6)
+        assert [int(frame[0, 0, 0]) for frame in clip.frames([2, 0, 0])] == [40, 0, 0]
+        with pytest.raises(ValueError, match="has frames 0-2, asked for 3"):
+            clip.frames([3])
+        with pytest.raises(ValueError, match="has no times"):
+            clip.times([0])
+    assert [int(f.mean()) for f in frames_of(llava.Video(tmp_path / "7"))] == [0, 20, 40]
+
+
+def frames_of(video):
+    return read_frames(video.path, range(video_info(video.path).num_frames))
+
+
+def test_single_frames_come_before_a_filmstrip_beside_them(tmp_path):
+    write_strip(tmp_path / "7")
+    write_pictures(tmp_path / "7", ["frame_0.png", "frame_1.png"])
+    assert video_info(tmp_path / "7").num_frames == 2
+
+
+def test_a_picture_that_is_no_filmstrip_is_no_video(tmp_path):
+    write_pictures(tmp_path, ["kitchen.png"])
+    with pytest.raises(FileNotFoundError, match=r"kitchen\.png has no kitchen\.json.*read it as one \(llava\.Image\)"):
+        open_clip(tmp_path / "kitchen.png")
+    write_strip(tmp_path / "7", height=5)
+    (tmp_path / "7" / "filmstrip.json").write_text(json.dumps({"num_frames": 3, "height": 4, "width": 6}))
+    with pytest.raises(ValueError, match="its json tells 3 frames of 6x4 = 6x12; write the episode again"):
+        open_clip(tmp_path / "7")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no picture"):
+        open_clip(tmp_path / "empty")

@@ -78,6 +78,9 @@ def test_heads_are_split_until_a_fast_kernel_takes_them():
         ({"use_fast_slow_frames": True, "site": "answer"}, "expected 'visual'"),
         ({"predictor_input": "hidden", "context": "none"}, "expected context 'language'"),
         ({"control": "current_frame"}, "else the target is the input"),
+        ({"control": "frozen_predictor"}, "pulls at nothing; expected head 'direct'"),
+        ({"geometry_dim": 1, "geometry_loss_type": "cosine"}, "of a single channel both leave nothing"),
+        ({"geometry_dim": 1, "geometry_norm": "layer_norm"}, "of a single channel both leave nothing"),
     ],
 )
 def test_bad_settings_are_named(options, message):

@@ -36,8 +36,9 @@ def predict_from_pixels(
         rows = Rows(hidden_states=hidden, segment_ids=layout.segment_ids, branch_ids=layout.branch_ids)
         known = {**layout.known(answers=True), **known}
         known = {key: value for key, value in known.items() if key not in ("segment_ids", "branch_ids")}
+    geometry = known.pop("geometry", None)
     clips = describe_clips(*pixels.shape[:2], **known)
-    return dict(module.predict_sites(targets, clips, rows)), pixels, words
+    return dict(module.predict_sites(targets, clips, rows, geometry)), pixels, words
 
 
 def influence(prediction: Tensor, source: Tensor) -> Tensor:
@@ -233,3 +234,27 @@ def test_the_leaking_control_does_leak():
     assert influence(sites["visual"].predicted[0, 0], pixels)[0, 1] > 0
     with pytest.raises(AssertionError):
         assert_causal(sites["visual"], pixels)
+
+
+@pytest.mark.parametrize("head", ["residual", "direct"])
+@pytest.mark.parametrize("leaks", [False, True], ids=["causal", "leaking"])
+def test_the_second_target_is_the_next_frames_and_its_prediction_knows_no_newer_frame(head, leaks):
+    """The error of frame t draws on geometry t + 1 (and on t's own with head "residual"), and on no picture after t."""
+    config = {"site": "both", "predictor_dim": 32, "geometry_dim": 1, "head": head, "use_frame_causal_mask": not leaks}
+    module = awake(make_module(**config))
+    layout = lay_out([5, 3], NUM_FRAMES, packed=True)
+    depth = torch.rand(2, NUM_FRAMES, 16, 1, generator=torch.Generator().manual_seed(4)).requires_grad_(True)
+    sites, pixels, _ = predict_from_pixels(module, layout, torch.float32, geometry=depth)
+    times, newer = torch.arange(NUM_FRAMES), []
+    for site in sites.values():
+        assert site.geometry is not None and site.geometry.is_known[site.plan.is_item].all()
+        for clip, query in site.plan.is_item.nonzero().tolist():
+            now, error = int(site.plan.clips.indices[query]), site.geometry.errors[clip, query]
+            used = influence(error[None], depth)
+            expected = (times == now + 1) | ((times == now) & (head == "residual"))
+            assert torch.equal(used[clip] > 0, expected) and used[1 - clip].eq(0).all()
+            seen = influence(error[None], pixels)
+            newer.append(float(seen[clip][times > now].max()))
+            assert seen[clip][: now + 1].gt(0).all() and seen[1 - clip].eq(0).all()
+    assert len(newer) == 4 + 2 + 4 + 3
+    assert sum(size > 0 for size in newer) == (12 if leaks else 0)  # of one, no newer frame is in the sequence

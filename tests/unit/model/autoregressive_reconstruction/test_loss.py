@@ -150,7 +150,7 @@ def test_states_are_not_detached_unless_a_control_asks_for_it(frames, states):
 
 
 def test_a_frozen_predictor_still_trains_the_language_model(frames, states):
-    module = awake(make_module(predictor_dim=32, control="frozen_predictor"))
+    module = awake(make_module(predictor_dim=32, control="frozen_predictor", head="direct"))
     leaf = states.clone().requires_grad_(True)
     module(leaf, frames, frame_end_positions=ENDS).loss().backward()
     assert gradients(module) == {}
@@ -165,8 +165,23 @@ def test_controls_put_another_frame_in_the_place_of_the_target(frames, states):
         predictor_dim=32, control="current_frame", predictor_input="hidden", head="direct", target_pool=4
     )(states, frames, frame_end_positions=ENDS).sites["visual"]
     assert torch.equal(current.target, current.current)
-    with pytest.raises(ValueError, match="the batch has 1 clip"):
-        make_module(predictor_dim=32, control="other_clip")(None, frames[:1])
+    assert other.plan.num_masked == 0
+
+
+@pytest.mark.parametrize("site", ["visual", "answer"])
+def test_what_has_no_other_clip_does_not_count_and_is_counted(frames, site):
+    """Alone: all 3. Beside a clip of 3 real frames, the last of the longer clip has nothing to be compared with."""
+    module = awake(make_module(predictor_dim=32, context="none", control="other_clip", site=site))
+    answers = torch.arange(HORIZON).expand(4, -1)
+    alone = module(None, frames[:1], answer_end_positions=answers[:1])
+    assert (alone.num_items, alone.num_masked, float(alone.loss().detach())) == (0, 3, 0.0)
+    alone.loss().backward()
+    assert all(gradient.eq(0).all() for gradient in gradients(module).values())
+    is_real = torch.tensor([[True] * 4, [True, True, True, False]])
+    pair = module(None, frames[:2], is_real_frame=is_real, answer_end_positions=answers[:2])
+    assert (pair.num_items, pair.num_masked) == (2 + 2, 1)
+    clips = describe_clips(2, HORIZON, is_real_frame=is_real, answer_end_positions=answers[:2])
+    assert count_items(clips, module.config) == pair.num_items
 
 
 def test_losses_by_hand():
@@ -189,6 +204,14 @@ def test_skill_adds_up_over_batches_and_ranks(frames):
     for name in ("num_items", "squared_error", "copy_squared_error", "delta_cosine"):
         assert torch.allclose(getattr(parts, name), getattr(whole, name), rtol=1e-5), name
     assert SkillSums.unstack(whole.stack()).read() == whole.read()
+
+
+def test_a_skill_without_anything_to_compare_with_is_left_out():
+    """Pictures that stand still, or the current frame as target: copying makes no error."""
+    still = noise_clips(1, 1, torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1, -1)
+    read = awake(make_module(predictor_dim=32, context="none"))(None, still).skill.read()
+    assert "autoregressive_skill" not in read
+    assert read["autoregressive_copy_mse"] == 0 and read["autoregressive_mse"] > 0
 
 
 def test_surprise_is_largest_at_a_cut():
@@ -228,6 +251,35 @@ def test_a_second_target_adds_its_error_where_it_is_known(frames):
     plain = make_module(predictor_dim=32, context="none")(None, frames).sites["visual"].errors
     extra = [[18.0, 18.0, 0.0], [0.0] * 3, [0.0] * 3, [0.0] * 3]
     assert torch.allclose(errors - plain, torch.tensor(extra), atol=1e-5)
+
+
+def test_the_second_target_has_figures_of_its_own(frames):
+    """A direct head that says 0: its mean error over known frames, copying beside it, and the unknown ones counted."""
+    module = make_module(predictor_dim=32, context="none", geometry_dim=1, geometry_weight=0.5, head="direct")
+    torch.nn.init.zeros_(module.predictor.geometry_projection.weight)
+    geometry = torch.full((4, HORIZON, NUM_PATCHES, 1), 2.0)
+    geometry[0, 3] = 4.0  # errors 4, 4, 16; a copy errs by 0, 0, 4
+    geometry[1, 1] = math.nan  # neither a target nor predicted from: 2 of 3 are unknown
+    geometry[2:] = math.nan
+    output = module(None, frames, geometry=geometry)
+    sums = output.geometry
+    assert [float(value) for value in sums.stack()] == [4, 8, 4 + 4 + 16 + 4, 4]
+    read = sums.read()
+    assert read == {
+        "autoregressive_geometry_unknown": 8, "autoregressive_geometry_loss": 7, "autoregressive_geometry_skill": -6,
+    }  # fmt: skip
+    assert float(output.loss_sum) == pytest.approx(
+        float(module(None, frames, geometry=torch.full_like(geometry, math.nan)).loss_sum) + 0.5 * 28, rel=1e-5
+    )
+
+
+def test_controls_change_the_second_target_along(frames, states):
+    geometry = torch.arange(16.0).view(4, HORIZON, 1, 1).expand(-1, -1, NUM_PATCHES, -1)  # 4 * clip + frame
+    common = {"predictor_dim": 32, "context": "none", "geometry_dim": 1}
+    other = make_module(**common, control="other_clip")(None, frames, geometry=geometry).sites["visual"].geometry
+    assert other.errors[:, 0].tolist() == [13**2, 3**2, 3**2, 3**2]  # 0 against 13, 4 against 1, ...
+    plain = make_module(**common)(None, frames, geometry=geometry).sites["visual"].geometry
+    assert plain.errors.eq(1).all()
 
 
 def test_an_answer_counts_where_its_motion_and_the_frame_behind_it_are_known(frames, states):

@@ -80,6 +80,8 @@ def test_frames_that_no_prediction_needs_are_not_computed():
 def test_a_second_target_comes_on_any_square_grid():
     depth = torch.arange(16.0).view(1, 1, 16, 1)
     assert make_geometry(depth, 4, 1).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    two = torch.tensor([[[[1.0, 3.0]]]])  # one token of two channels
+    assert torch.allclose(make_geometry(two, 1, 2, "layer_norm"), torch.tensor([-1.0, 1.0]), atol=1e-4)
     for shape in ((1, 1, 15, 1), (1, 1, 16, 3)):
         with pytest.raises(ValueError, match=r"expected \[clips, frames, a square number of tokens, 1\]"):
             make_geometry(torch.zeros(shape), 4, 1)

@@ -10,6 +10,7 @@ import pytest
 from llava.navigation.actions import ActionKind, SentenceFormat
 from llava.navigation.worlds import dataset_writer
 from llava.navigation.worlds.base import CameraProfile
+from llava.navigation.worlds.dataset_files import save_depth
 from llava.navigation.worlds.dataset_writer import CameraRange, DatasetOptions, write_dataset
 from llava.navigation.worlds.demonstrations import demonstrate
 from llava.navigation.worlds.embedded import EmbeddedWorldBatch, parse_scene_id
@@ -47,6 +48,37 @@ def test_every_annotated_frame_can_be_read_and_is_the_picture_of_that_pose(writt
     for number in (0, 7, len(records) - 1):
         picture = walks.render(walks.decision_frame[[number]], SMALL).rgb[0]
         np.testing.assert_array_equal(store.read(records[number]["frames"][-1]), picture)
+
+
+@pytest.mark.parametrize("layout", ["filmstrip", "files"])
+def test_depth_is_that_of_every_frame_to_half_a_millimetre(tmp_path, layout):
+    camera = CameraProfile(width=12, height=8)
+    write_dataset(tmp_path, "multi_room", 3, camera=camera, frames=layout, depth=True)
+    walks = demonstrate("multi_room", np.arange(3), camera, noise=0.15)
+    for e in range(3):
+        frames = np.arange(walks.frame_start[e], walks.frame_start[e + 1])
+        with np.load(tmp_path / "depth" / "train" / f"{e}.npz") as file:
+            assert file["depth"].dtype == np.uint16
+            metres = file["depth"] * file["unit_m"]
+        np.testing.assert_allclose(metres, walks.render(frames, camera).depth, atol=0.0005 + 1e-6)
+
+
+def test_depth_is_asked_for_and_does_not_make_a_written_data_set_another_one(tmp_path):
+    write_dataset(tmp_path, "one_room", 2, camera=SMALL)
+    assert not (tmp_path / "depth").exists()
+    marker = load(tmp_path / "world_train.json")
+    assert "depth" not in marker["settings"]  # as it was before there was any
+    assert write_dataset(tmp_path, "one_room", 2, camera=SMALL).reused
+    assert not write_dataset(tmp_path, "one_room", 2, camera=SMALL, depth=True).reused
+    assert write_dataset(tmp_path, "one_room", 2, camera=SMALL, depth=True).reused
+    with pytest.raises(ValueError, match="no frames are written for split 'test'; set frames"):
+        write_dataset(tmp_path, "one_room", 2, split="test", depth=True)
+
+
+def test_depth_beyond_what_a_file_can_say_is_unknown(tmp_path):
+    save_depth(tmp_path / "0.npz", np.array([[[1.2346, 65.5351, 70.0]]], dtype=np.float32))
+    with np.load(tmp_path / "0.npz") as file:
+        assert file["depth"].tolist() == [[[1235, 65535, 0]]]
 
 
 def test_motions_tell_what_was_done_between_any_two_frames(written):

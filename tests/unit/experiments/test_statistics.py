@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from playground.experiments.reconstruction.statistics import (
+from playground.experiments.statistics import (
     bootstrap,
     compare,
     compare_by_length,

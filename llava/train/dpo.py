@@ -1,0 +1,48 @@
+"""Direct preference optimisation by trl: `python -m llava.train.dpo --flags` (those of DPOConfig and a few more)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from llava.train.trl_data import as_dataset, preference_pairs
+from llava.train.trl_policy import reference_of
+from llava.train.trl_setup import KeepsFolders, require_trl, run, set_up
+
+require_trl()
+
+from trl import DPOConfig, DPOTrainer  # noqa: E402
+
+DEFAULTS: dict[str, Any] = {"learning_rate": 5e-7, "beta": 0.1, "max_length": None, "report_to": "none"}
+
+
+class LlavaDPOTrainer(KeepsFolders, DPOTrainer):
+    """trl's trainer, whose checkpoints are the model's folders."""
+
+
+def build_trainer(argv: Sequence[str]) -> LlavaDPOTrainer:
+    """The trainer of a command line; the reference is a frozen copy of the model as it begins."""
+    setup = set_up(_modern(argv), DPOConfig, DEFAULTS)
+    arguments = setup.arguments
+    rows = preference_pairs(arguments.data_path, arguments.image_folder, setup.prompt)
+    return LlavaDPOTrainer(
+        model=setup.policy,
+        ref_model=reference_of(setup.policy),
+        args=setup.config,
+        train_dataset=as_dataset(rows),
+        processing_class=setup.processor,
+    )
+
+
+def _modern(argv: Sequence[str]) -> list[str]:
+    """`--dpo_beta` is the older spelling."""
+    return [f"--beta{word[len('--dpo_beta') :]}" if word.startswith("--dpo_beta") else word for word in argv]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(build_trainer, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

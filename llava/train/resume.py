@@ -1,0 +1,93 @@
+"""Whether a checkpoint fits the processes that are to go on from it, and what to do where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+PLAIN, FSDP2 = "plain", "fsdp2"
+RESHARDS = (PLAIN, FSDP2, "universal")
+"""Engines whose optimizer states any number of ranks reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLayout:
+    """How a run is spread over processes.
+
+    Attributes:
+        engine: "plain" (one process or DDP), "zero1" to "zero3", "fsdp1", "fsdp2"; "universal": DeepSpeed that is told
+            to read a universal checkpoint.
+        batches_per_step: micro-batches of an optimizer step over all ranks.
+    """
+
+    engine: str
+    world_size: int
+    batches_per_step: int
+    samples_per_batch: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def engine_of(deepspeed_plugin: Any, is_fsdp: bool, *, is_fsdp2: bool) -> str:
+    """Name of the engine of a run, from accelerate's settings."""
+    if deepspeed_plugin is not None:
+        settings = deepspeed_plugin.deepspeed_config
+        if settings.get("checkpoint", {}).get("load_universal"):
+            return "universal"
+        return f"zero{settings.get('zero_optimization', {}).get('stage', 0)}"
+    return (FSDP2 if is_fsdp2 else "fsdp1") if is_fsdp else PLAIN
+
+
+def check_layout(
+    checkpoint: Path, facts: Mapping[str, Any], now: RunLayout, *, data_position_matters: bool = True
+) -> None:
+    """
+    Args:
+        facts: of the checkpoint's marker; nothing is known of folders that say nothing.
+        data_position_matters: whether the run goes on at the exact sample.
+
+    Raises:
+        ValueError: the states cannot be read by these processes, or the samples would not be the next ones.
+    """
+    if "layout" not in facts:
+        return
+    before = RunLayout(**facts["layout"])
+    same_family = before.engine == now.engine or (now.engine == "universal" and before.engine.startswith("zero"))
+    if not same_family:
+        raise ValueError(
+            f"{checkpoint} was written under {before.engine}, this run uses {now.engine}, which cannot read its "
+            f"optimizer states; start it with {before.engine} again, or begin a new run with its weights: "
+            f"--model_name_or_path {checkpoint} and another --output_dir"
+        )
+    if before.world_size != now.world_size and now.engine not in RESHARDS:
+        raise ValueError(_conversion(checkpoint, before, now))
+    if data_position_matters:
+        _check_samples(checkpoint, before, now)
+
+
+def _check_samples(checkpoint: Path, before: RunLayout, now: RunLayout) -> None:
+    if (before.batches_per_step, before.samples_per_batch) == (now.batches_per_step, now.samples_per_batch):
+        return
+    samples, found = (layout.batches_per_step * layout.samples_per_batch for layout in (before, now))
+    if samples == found:
+        return
+    raise ValueError(
+        f"{checkpoint} was written with {samples} samples per step ({before.world_size} processes), found {found} "
+        f"({now.world_size} processes): samples would be repeated or left out; choose --per_device_train_batch_size x "
+        f"--gradient_accumulation_steps = {samples / now.world_size:g}, or accept it with --ignore_data_skip True"
+    )
+
+
+def _conversion(checkpoint: Path, before: RunLayout, now: RunLayout) -> str:
+    step = checkpoint.name.removeprefix("checkpoint-")
+    states = checkpoint / f"global_step{step}"
+    return (
+        f"{checkpoint} was written by {before.world_size} processes under {before.engine}, found {now.world_size}; "
+        "start as many, or convert it once:\n"
+        f"  python -m deepspeed.checkpoint.ds_to_universal --input_folder {states} --output_folder {states}_universal\n"
+        'and go on with "checkpoint": {"load_universal": true} in the DeepSpeed JSON. Weights alone: '
+        f"--model_name_or_path {checkpoint} and another --output_dir"
+    )
