@@ -46,7 +46,8 @@ class TokenRows:
     def gathered(self, order: Int[Tensor, "b u"]) -> TokenRows:
         """Other columns of every row."""
         given: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
-        return TokenRows(**{name: None if value is None else value.gather(1, order) for name, value in given.items()})
+        gathered = {name: value.gather(1, order) for name, value in given.items() if value is not None}
+        return TokenRows(**gathered)
 
 
 def count_pictures(images: Any) -> int:

@@ -117,7 +117,8 @@ class Bench:
         torch.manual_seed(0)
         model = build_ours(size).to(options.device, getattr(torch, options.dtype)).eval()
         model.initialize_scene_split({"separators": False, "background_per": "clip" if num_frames > 1 else "picture"})
-        self.model, self.split, self.peer = model, model.scene_split, peer_of(model).to(model.dtype).eval()
+        self.model, self.split = model, model.scene_split
+        self.peer: Any = peer_of(model).to(model.dtype).eval()
         self.peer.to(options.device)
         draw = torch.Generator().manual_seed(1)
         words = torch.randint(3, size.vocabulary - 2, (SYSTEM_TOKENS + QUESTION_TOKENS,), generator=draw)

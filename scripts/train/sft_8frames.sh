@@ -24,4 +24,4 @@ exec "${LAUNCH[@]}" --longvila_sampler True --deepspeed "$ROOT/scripts/zero3.jso
     --num_train_epochs 1 --per_device_train_batch_size 10 --gradient_accumulation_steps 2 --do_eval False \
     --save_strategy steps --save_steps 100 --fps 0.0 --save_total_limit 1 --learning_rate 1e-4 --weight_decay 0. \
     --warmup_ratio 0.03 --lr_scheduler_type cosine --logging_steps 1 --tf32 True --model_max_length 4096 \
-    --gradient_checkpointing True --dataloader_num_workers 16 --lazy_preprocess True --report_to wandb "$@"
+    --gradient_checkpointing True --dataloader_num_workers 16 --lazy_preprocess True "$@"

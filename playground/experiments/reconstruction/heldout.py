@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX
@@ -102,7 +102,7 @@ def read_decisions(model: Any, form: str, data_root: Path, episodes: int) -> Ite
         yield from _points_of(model, batch, [decisions_of(records[i]) for i in part])
 
 
-def _batches(chosen: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+def _batches(chosen: Sequence[int], lengths: Int[np.ndarray, "n"], tokens: int) -> Iterator[list[int]]:
     part: list[int] = []
     for index in chosen:
         if part and sum(lengths[i] for i in (*part, index)) > tokens:

@@ -178,6 +178,6 @@ def draw_picture(
                 _clock(draw, scene, hour, is_mask=is_mask)
             else:
                 thing = things[number - 1]
-                SHAPES[thing.shape](draw, thing.x, thing.y, (255,) * 3 if is_mask else COLOURS[thing.colour])
+                SHAPES[thing.shape](draw, thing.x, thing.y, (255, 255, 255) if is_mask else COLOURS[thing.colour])
         masks.append(np.asarray(blank)[..., 0] > 0)
     return np.asarray(canvas), np.stack(masks), ["clock", *(thing.shape for thing in things)]

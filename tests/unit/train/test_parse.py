@@ -97,7 +97,10 @@ def test_group_by_modality_length_is_a_sampler():
 def test_reporters_are_a_list_and_auto_means_tensorboard_where_it_is_installed():
     assert parse_args(OUT).training.report_to == []
     assert set(parse_args(["--output_dir", "out"]).training.report_to) <= {"tensorboard"}
-    assert parse_args(["--output_dir", "o", "--report_to", "wandb,trackio"]).training.report_to == ["wandb", "trackio"]
+    assert parse_args(["--output_dir", "o", "--report_to", "dvclive,clearml"]).training.report_to == [
+        "dvclive",
+        "clearml",
+    ]
 
 
 NVILA = "--dynamic_s2 True --image_aspect_ratio dynamic_s2 --s2_scales 28,56 --max_tiles 6".split()
