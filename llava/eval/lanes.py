@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
-from llava.navigation.worlds.base import CameraProfile, Episode, NavigationWorld
+from llava.navigation.worlds.base import CameraProfile, Episode, NavigationWorld, Observation
 from llava.navigation.worlds.embedded import EmbeddedWorldBatch
 
 
@@ -18,16 +19,22 @@ class WorldLanes:
     def __init__(self, make_world: Callable[[], NavigationWorld], count: int) -> None:
         self.worlds = [make_world() for _ in range(count)]
         self.episodes: list[Episode] = []
+        self._seen: dict[int, Observation] = {}
 
     def reset(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
         if len(episodes) > len(self.worlds):
             raise ValueError(f"{len(episodes)} episodes for {len(self.worlds)} lanes; make as many lanes as episodes")
         self.episodes = list(episodes)
-        return [world.reset(episode).rgb for world, episode in zip(self.worlds, episodes, strict=False)]
+        self._seen = dict(enumerate(world.reset(each) for world, each in zip(self.worlds, episodes, strict=False)))
+        return [observation.rgb for observation in self._seen.values()]
 
     def step(self, actions: Mapping[int, int], *, render: bool) -> dict[int, np.ndarray]:
-        pictures = {lane: self.worlds[lane].step(action).rgb for lane, action in actions.items()}
-        return pictures if render else {}
+        self._seen |= {lane: self.worlds[lane].step(action) for lane, action in actions.items()}
+        return {lane: self._seen[lane].rgb for lane in actions} if render else {}
+
+    def object_mask(self, lane: int) -> Bool[np.ndarray, "h w"] | None:
+        ids = self._seen[lane].instance_ids
+        return None if ids is None else ids > 0
 
     def position(self, lane: int) -> np.ndarray:
         return np.asarray(self.worlds[lane].position(), dtype=float)
@@ -61,6 +68,7 @@ class EmbeddedLanes:
         self.camera = camera
         self._batch: EmbeddedWorldBatch | None = None
         self._distances: np.ndarray | None = None
+        self._instance_ids: dict[int, np.ndarray] = {}
 
     @property
     def batch(self) -> EmbeddedWorldBatch:
@@ -69,7 +77,9 @@ class EmbeddedLanes:
 
     def reset(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
         self._batch, self._distances = EmbeddedWorldBatch(episodes, self.camera), None
-        return list(self._batch.render().rgb)
+        seen = self._batch.render()
+        self._instance_ids = dict(enumerate(seen.instance_ids))
+        return list(seen.rgb)
 
     def step(self, actions: Mapping[int, int], *, render: bool) -> dict[int, np.ndarray]:
         rows = np.fromiter(actions, dtype=np.int64)
@@ -79,7 +89,14 @@ class EmbeddedLanes:
         active[rows] = True
         self.batch.step(every, active)
         self._distances = None
-        return dict(zip(rows.tolist(), self.batch.render(rows).rgb, strict=True)) if render else {}
+        if not render:
+            return {}
+        seen = self.batch.render(rows)
+        self._instance_ids |= zip(rows.tolist(), seen.instance_ids, strict=True)
+        return dict(zip(rows.tolist(), seen.rgb, strict=True))
+
+    def object_mask(self, lane: int) -> Bool[np.ndarray, "h w"]:
+        return self._instance_ids[lane] > 0
 
     def position(self, lane: int) -> np.ndarray:
         return self.batch.positions[lane]

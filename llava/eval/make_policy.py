@@ -7,6 +7,7 @@ from typing import Any
 
 from llava.eval.model_side import ModelSide
 from llava.eval.navila_policy import NavilaPolicy
+from llava.eval.split_navila_policy import SplitNavilaPolicy
 from llava.eval.streaming_policy import StreamingPolicy
 from llava.navigation.prompt import NavilaFormat, build_prompt_format
 
@@ -16,7 +17,7 @@ RELEASED_PROMPT = {"format": "navila", "instruction": "raw"}
 
 def make_policy(
     model: Any, *, conv_mode: str | None = None, max_new_tokens: int | None = None, num_frames: int | None = None
-) -> NavilaPolicy | StreamingPolicy:
+) -> NavilaPolicy | SplitNavilaPolicy | StreamingPolicy:
     """By the `navigation_prompt` that the checkpoint stores; greedy decoding.
 
     Args:
@@ -32,5 +33,6 @@ def make_policy(
         prompt = replace(prompt, num_frames=num_frames)
     side = ModelSide(model, conv_mode=conv_mode)
     if isinstance(prompt, NavilaFormat):
-        return NavilaPolicy(side, prompt, max_new_tokens=max_new_tokens or 32)
+        kind = NavilaPolicy if model.scene_split is None else SplitNavilaPolicy
+        return kind(side, prompt, max_new_tokens=max_new_tokens or 32)
     return StreamingPolicy(side, prompt, max_new_tokens=max_new_tokens)

@@ -25,17 +25,12 @@ class ModelSide:
         conv_mode: conversation template instead of the one that the checkpoint stores.
 
     Raises:
-        ValueError: the model has no tokenizer, or reads pictures split into background and objects.
+        ValueError: the model has no tokenizer.
     """
 
     def __init__(self, model: Any, *, conv_mode: str | None = None) -> None:
         if model.tokenizer is None:
             raise ValueError("the model has no tokenizer; load it with llava.load(path) or set model.tokenizer")
-        if getattr(model, "scene_split", None) is not None:
-            raise ValueError(
-                "the model was trained with scene_split, and policies show whole pictures; evaluate a checkpoint that "
-                "was trained without it"
-            )
         self.model = model.eval()
         self.tokenizer = model.tokenizer
         self.spec = model.visual_spec

@@ -33,6 +33,10 @@ class Lanes(Protocol):
         """Low-level actions of some lanes; their new pictures, or nothing where `render` is False."""
         ...
 
+    def object_mask(self, lane: int) -> np.ndarray | None:
+        """Pixels of the lane's newest picture that show objects, bool [H, W]; None where the simulator tells none."""
+        ...
+
     def position(self, lane: int) -> np.ndarray: ...
 
     def distance_to_goal(self, lane: int) -> float: ...
@@ -80,7 +84,13 @@ def run_batch(
     pictures = lanes.reset(episodes)
     walks = [Walk(episode=episode) for episode in episodes]
     views = [
-        EpisodeView(key=key, instruction=_words(episode), frames=[picture], simulator=lanes.simulator(lane))
+        EpisodeView(
+            key=key,
+            instruction=_words(episode),
+            frames=[picture],
+            object_masks=None if (mask := lanes.object_mask(lane)) is None else [mask],
+            simulator=lanes.simulator(lane),
+        )
         for lane, (key, episode, picture) in enumerate(zip(keys, episodes, pictures, strict=True))
     ]
     for lane, walk in enumerate(walks):
@@ -92,9 +102,22 @@ def run_batch(
         still = [i for i in running if not walks[i].stopped and len(walks[i].actions) < max_steps]
         for lane in set(running) - set(still):
             policy.finish(views[lane].key)
-            views[lane].frames.clear()
+            _forget_frames(views[lane])
         running = still
     return walks
+
+
+def _show(view: EpisodeView, picture: np.ndarray, mask: np.ndarray | None) -> None:
+    view.frames.append(picture)
+    if view.object_masks is not None:
+        assert mask is not None, "a simulator tells its objects always or never"
+        view.object_masks.append(mask)
+
+
+def _forget_frames(view: EpisodeView) -> None:
+    view.frames.clear()
+    if view.object_masks is not None:
+        view.object_masks.clear()
 
 
 def _words(episode: Any) -> str:
@@ -136,7 +159,7 @@ def _carry_out(
             views[lane].actions.append(action)
             walks[lane].stopped = action == ActionKind.STOP
             if lane in pictures:
-                views[lane].frames.append(pictures[lane])
+                _show(views[lane], pictures[lane], lanes.object_mask(lane))
         queues = {
             lane: queue
             for lane, queue in queues.items()

@@ -67,6 +67,10 @@ class NavilaPolicy:
         fallback: Action = DEFAULT_FALLBACK,
         kept_bytes: int = 4 * 2**30,
     ) -> None:
+        if side.model.scene_split is not None:
+            raise ValueError(
+                "the model reads background and objects apart; ask it with SplitNavilaPolicy (make_policy)"
+            )
         self.side, self.prompt, self.fallback = side, prompt, fallback
         self.max_new_tokens = max_new_tokens
         self.stop_ids = side.stop_ids()

@@ -20,6 +20,8 @@ class EpisodeView:
         instruction: the task in words, as the data set gives it.
         frames: uint8 [H, W, 3] pictures in order, the newest last: one per low-level action and the first, or only
             those before a decision when the policy says `needs_every_frame = False`.
+        object_masks: bool [H, W] per frame, True = object, where the simulator tells; for models that read background
+            and objects apart and bring no detector.
         actions: low-level actions so far (0 stop, 1 forward, 2 left, 3 right).
         simulator: the simulator's own view of this episode, for policies that are allowed to cheat.
     """
@@ -27,6 +29,7 @@ class EpisodeView:
     key: str
     instruction: str
     frames: list[np.ndarray] = field(default_factory=list)
+    object_masks: list[np.ndarray] | None = None
     actions: list[int] = field(default_factory=list)
     simulator: Any = None
 

@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _decide(options: argparse.Namespace, frames: Sequence[np.ndarray]) -> Decision:
     import llava
     from llava.eval.make_policy import make_policy
-    from llava.eval.navila_policy import NavilaPolicy
+    from llava.eval.streaming_policy import StreamingPolicy
 
     if not Path(options.model_path).expanduser().exists():
         raise FileNotFoundError(f"checkpoint {options.model_path} does not exist; check --model-path")
@@ -118,7 +118,7 @@ def _decide(options: argparse.Namespace, frames: Sequence[np.ndarray]) -> Decisi
     )
     if options.temperature == 0 and options.num_beams == 1:
         return decide_once(policy, options.query, frames)
-    if not isinstance(policy, NavilaPolicy):
+    if isinstance(policy, StreamingPolicy):
         raise ValueError(f"format '{policy.name}' answers greedily; leave out --temperature and --num_beams")
     return policy.sample(options.query, frames, **generation_arguments(options, 32))
 

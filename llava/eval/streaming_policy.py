@@ -52,6 +52,12 @@ class StreamingPolicy:
         max_context: int | None = None,
         fallback: Action = DEFAULT_FALLBACK,
     ) -> None:
+        if side.model.scene_split is not None:
+            raise ValueError(
+                "the model reads background and objects apart, and the growing sequence counts positions token by "
+                "token, while the tokens of a split picture stand at places of its own and a picture may share the "
+                "background of the first; train the model with the prompt format 'navila', or without scene_split"
+            )
         self.side, self.prompt, self.fallback = side, prompt, fallback
         self.max_context = max_context or side.longest_sequence()
         self.stop_ids = side.stop_ids() | set(side.word_ids(prompt.end_of_turn))

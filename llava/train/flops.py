@@ -18,8 +18,8 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava.constants import IGNORE_INDEX
-from llava.model.llava_arch import LlavaMetaModel
 from llava.model.media_embedding import count_pictures
+from llava.model.meta_model import LlavaMetaModel
 from llava.model.utils import is_trainable
 from llava.train.parts import numel, shape_of
 

@@ -5,19 +5,16 @@
 # $OUTPUT/background and $OUTPUT/objects on the way. METHOD=lora: adapters instead of whole parts in the last stage.
 # SPLIT_CONFIG: keys of the split as JSON, or a YAML file; prefusion_layers 0 (the default) leaves pre-fusion out.
 set -euo pipefail
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-export PATH="$ROOT/.venv/bin:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 MODEL="${MODEL:-embedded}" OUTPUT="${OUTPUT:-runs/demo/models/split}" CONFIG="${SPLIT_CONFIG:-{\"shared_projectors\": false\}}"
-COMMON=(--scene_split True --version llama_3 --packing True --save_total_limit 1 --lr_scheduler_type cosine --warmup_steps 0.05)
+COMMON=(--scene_split True --version llama_3 --save_total_limit 1 --lr_scheduler_type cosine --warmup_steps 0.05)
 [ -z "${OBJECT_MASKS:-}" ] || COMMON+=(--object_masks "$OBJECT_MASKS")
 if [ -z "${GPUS_PER_NODE:-}" ]; then
-    RUN=("${LLAVA_PYTHON:-python}" -m llava.train.train --data_root "${DATA_ROOT:-runs/demo/data}" --model_max_length 1024
+    RUN=("${LAUNCH[@]}" --data_root "${DATA_ROOT:-runs/demo/data}" --model_max_length 1024
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding --tokens_per_batch 1024
         --max_train_seconds 120 --save_seconds 60 --save_strategy no --logging_steps 20 --dataloader_num_workers 0)
 else
-    RUN=(torchrun --nnodes "${n_node:-1}" --nproc_per_node "$GPUS_PER_NODE" --master_port "${MASTER_PORT:-25001}"
-        --master_addr "${MASTER_ADDR:-127.0.0.1}" --node_rank "${CURRENT_RANK:-0}" "$ROOT/llava/train/train_mem.py"
-        --deepspeed "$ROOT/scripts/zero2.json" --bf16 True --tf32 True --model_max_length 4096 --tokens_per_batch 16384
+    RUN=("${LAUNCH[@]}" --deepspeed "$ROOT/scripts/zero2.json" --bf16 True --tf32 True --model_max_length 4096 --tokens_per_batch 16384
         --num_train_epochs 1 --save_strategy steps --save_steps 100 --logging_steps 1 --dataloader_num_workers 16)
 fi
 PATHS=(--stage align) && [ "$MODEL" != embedded ] || PATHS=(--stage sft --learning_rate 1e-3)

@@ -28,7 +28,16 @@ def require(engine: str) -> None:
         pytest.skip("DeepSpeed builds its operators for CPU ranks with g++, which is not installed")
 
 
-def start_ranks(engine: str, folder: Path, *, ranks: int, **settings) -> list[subprocess.Popen[str]]:
+class Rank:
+    """A process whose output goes to files: a full pipe that nobody reads would stop it."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], base: Path) -> None:
+        self.out, self.errors = base.with_suffix(".out"), base.with_suffix(".err")
+        with self.out.open("w") as out, self.errors.open("w") as errors:
+            self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=errors)
+
+
+def start_ranks(engine: str, folder: Path, *, ranks: int, **settings) -> list[Rank]:
     """One process per rank, without a launcher that would turn their exit codes into its own."""
     require(engine)
     folder.mkdir(exist_ok=True)
@@ -37,8 +46,8 @@ def start_ranks(engine: str, folder: Path, *, ranks: int, **settings) -> list[su
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
     command = [sys.executable, str(PROGRAM), engine, str(folder), json.dumps(settings)]
-    return [subprocess.Popen(command, env=ENVIRONMENT | _place(engine, rank, ranks, port), text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in range(ranks)]  # fmt: skip
+    places = [ENVIRONMENT | _place(engine, rank, ranks, port) for rank in range(ranks)]
+    return [Rank(command, place, folder / f"rank{rank}") for rank, place in enumerate(places)]
 
 
 def _place(engine: str, rank: int, ranks: int, port: int) -> dict[str, str]:
@@ -48,13 +57,13 @@ def _place(engine: str, rank: int, ranks: int, port: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1"} | {name: str(number) for name, number in numbers.items()}
 
 
-def wait_for(processes: list[subprocess.Popen[str]], seconds: float = 1200) -> list[tuple[int, str]]:
+def wait_for(ranks: list[Rank], seconds: float = 1200) -> list[tuple[int, str]]:
     """Exit code and errors of each; all are ended where one does not end in time."""
     try:
-        return [(p.wait(), errors) for p in processes for _, errors in [p.communicate(timeout=seconds)]]
+        return [(rank.process.wait(seconds), rank.errors.read_text()) for rank in ranks]
     finally:
-        for process in processes:
-            process.kill()
+        for rank in ranks:
+            rank.process.kill()
 
 
 def run(engine: str, folder: Path, *, ranks: int, **settings) -> list[dict[str, float]]:

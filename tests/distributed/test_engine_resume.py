@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from llava.train.checkpointing import complete_checkpoints
 from tests.distributed.engines import run, start_ranks, wait_for
+from tests.distributed.slurm_cluster import wait_until
 
 SLOW = pytest.mark.slow
 ENGINES = ["ddp", "fsdp2", "zero2", "zero3"]
@@ -62,10 +62,8 @@ def stopped(folder: Path) -> list[dict]:
 )
 def test_a_signal_to_one_rank_stops_all_at_the_same_step_with_a_checkpoint(engine, number, tmp_path):
     ranks = start_ranks(engine, tmp_path, ranks=2, max_steps=10_000, save_strategy="no")
-    stream = ranks[0].stdout
-    assert stream is not None
-    assert any(re.fullmatch(r"step 2\n", line) for line in stream)
-    ranks[1].send_signal(number)  # rank 0 learns of it from rank 1
+    wait_until(lambda: "step 2\n" in ranks[0].out.read_text(), "the second step", 300)
+    ranks[1].process.send_signal(number)  # rank 0 learns of it from rank 1
     assert [code for code, _ in wait_for(ranks, 600)] == [124, 124]
     first, second = stopped(tmp_path)
     assert first["step"] == second["step"] > 2

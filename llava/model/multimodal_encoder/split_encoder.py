@@ -137,16 +137,17 @@ class SplitEncoder:
             pictures = zip(pixels.split(1), chosen.split(1), strict=True)
             alone = [self._encode(tower, picture, mask, "packed") for picture, mask in pictures]
             return join_groups(alone) if alone else _empty_group(tower)
-        groups = _gather(tower, tower.embed(tower.normalise(pixels)), chosen) if len(pixels) else []
+        embedded = tower.embed(tower.normalise(pixels if len(pixels) else _blank(tower)))
+        groups = _gather(tower, embedded, chosen) if len(pixels) else []
         run = _run_padded if batching == "padded" else _run_packed
-        return _finish(tower, groups, run(tower, groups))
+        return _finish(tower, groups, run(tower, groups, embedded))
 
     def _encode_together(self, pixels: Tensor, mask: Tensor) -> SplitFeatures:
         """One pass over the groups of all pictures."""
         tower = self.background_tower
-        embedded = tower.embed(tower.normalise(pixels))
+        embedded = tower.embed(tower.normalise(pixels if len(pixels) else _blank(tower)))
         back, front = _gather(tower, embedded, ~mask), _gather(tower, embedded, mask)
-        hidden = _run_packed(tower, back + front)
+        hidden = _run_packed(tower, back + front, embedded)
         return SplitFeatures(
             background=_finish(tower, back, hidden[: len(back)]), objects=_finish(tower, front, hidden[len(back) :])
         )
@@ -163,7 +164,7 @@ class _Rows:
 def _gather(tower: VisionTower, embedded: Float[Tensor, "n q d"], chosen: Bool[Tensor, "n p"]) -> list[_Rows]:
     """The chosen patches of every picture, with a copy of what stands before the patches."""
     prefix, groups = tower.num_prefix_tokens, []
-    for picture, mask in zip(embedded, chosen, strict=True):
+    for picture, mask in zip(embedded[: len(chosen)], chosen, strict=True):
         patches = mask.nonzero()[:, 0] + prefix  # ascending
         before = torch.arange(prefix if len(patches) else 0)
         places = torch.cat([before, patches]).to(embedded.device)
@@ -171,31 +172,34 @@ def _gather(tower: VisionTower, embedded: Float[Tensor, "n q d"], chosen: Bool[T
     return groups
 
 
-def _run_packed(tower: VisionTower, groups: Sequence[_Rows]) -> list[Tensor]:
+def _blank(tower: VisionTower) -> UInt8[Tensor, "1 3 h w"]:
+    """Without pictures one is embedded all the same: ZeRO-3 counts how often a module runs on every rank."""
+    return torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=torch.uint8)
+
+
+def _run_packed(tower: VisionTower, groups: Sequence[_Rows], embedded: Float[Tensor, "n q d"]) -> list[Tensor]:
     """One pass over all groups end to end; hidden states of each.
 
-    Where no group has a row, training still runs a class token and a patch of a blank picture: other ranks wait for
-    the gradients, or for the weights.
+    Where no group has a row, training still runs the first and the last of the embedded rows: other ranks wait for the
+    gradients, or for the weights.
     """
     filled = [group.rows for group in groups if len(group.rows)]
     empty = torch.zeros(0, tower.config.hidden_size, dtype=tower.dtype, device=tower.device)
     if not filled:
         if not (is_partitioned(tower.parameters()) or (tower.training and is_trainable(tower))):
             return [empty for _ in groups]
-        side = tower.image_size
-        blank = tower.embed(tower.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8)))[:, [0, -1]]
-        empty = empty + 0.0 * _run_layers(tower, blank, None).sum()
+        empty = empty + 0.0 * _run_layers(tower, embedded[:1, [0, -1]], None).sum()
         return [empty for _ in groups]
     layout = None if len(filled) == 1 else GroupLayout.of([len(rows) for rows in filled], tower.device)
     hidden = _run_layers(tower, torch.cat(filled)[None], layout)[0]
     return list(hidden.split([len(group.rows) for group in groups]))
 
 
-def _run_padded(tower: VisionTower, groups: Sequence[_Rows]) -> list[Tensor]:
+def _run_padded(tower: VisionTower, groups: Sequence[_Rows], embedded: Float[Tensor, "n q d"]) -> list[Tensor]:
     """One row per group with patches, so that no row of the mask is empty."""
     filled = [group.rows for group in groups if len(group.rows)]
     if not filled:
-        return _run_packed(tower, groups)
+        return _run_packed(tower, groups, embedded)
     hidden = nn.utils.rnn.pad_sequence(filled, batch_first=True)  # [n, longest, D]
     length = torch.tensor([len(rows) for rows in filled], device=hidden.device)
     is_valid = torch.arange(hidden.shape[1], device=hidden.device)[None] < length[:, None]

@@ -121,5 +121,13 @@ def views_of(sizes: Sequence[tuple[int, int]], spec: VisualSpec) -> list[tuple[i
     return [(number, view) for number, size in enumerate(sizes) for view in picture_views(spec, *size)]
 
 
+def frame_patches(mask: Bool[np.ndarray, "_ _"], spec: VisualSpec, rule: PatchRule) -> PatchRow:
+    """The patches of a frame of a video, which is always one view, from its pixel mask."""
+    height, width = mask.shape
+    is_dynamic = spec.aspect_mode == "dynamic"
+    view = one_view(spec.image_size, height, width) if is_dynamic else picture_views(spec, height, width)[0]
+    return _patches(mask, view, rule)
+
+
 def _patches(mask: np.ndarray, view: ViewMap, rule: PatchRule) -> PatchRow:
     return torch.from_numpy(to_patches(mask, view, rule).patches).flatten()

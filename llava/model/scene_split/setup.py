@@ -12,7 +12,7 @@ from llava.model.scene_split.module import SceneSplitModule
 from llava.model.scene_split.separators import add_separators
 
 if TYPE_CHECKING:
-    from llava.model.llava_arch import LlavaMetaModel
+    from llava.model.meta_model import LlavaMetaModel
 
 
 def add_scene_split(model: LlavaMetaModel, config: SceneSplitConfig | Mapping[str, Any] | None) -> SceneSplitModule:

@@ -95,16 +95,14 @@ class Finder:
             early = self._bypassed(query)
             if early is not None:
                 return early
-        first = self.exact(query, query.request.asked_ids) if query.has_ids else self._by_known_sets(query)
+        ids = query.request.asked_ids if query.has_ids else None
+        first = self.exact(query, ids) if query.has_ids else self._by_known_sets(query)
         if first.is_served:
             return first
-        if self._similar is not None and query.request.allow_guarded:
-            similar = self._guarded(query, self._similar)
-            if similar.is_served or first.provenance == "miss":
-                first.provenance = similar.provenance
-            if similar.is_served:
-                return similar
-        return self._after_detector(query, first) if callable(query.request.background) else first
+        first = self._or_similar(query, first, ids)
+        if first.is_served or not callable(query.request.background):
+            return first
+        return self._after_detector(query, first)
 
     def exact(self, query: Query, ids: Int32[ndarray, "n"] | None, kinds: Iterable[Kind] | None = None) -> Answer:
         """The value under the picture's own key, checked against fingerprints."""
@@ -149,30 +147,57 @@ class Finder:
         return query.answer("miss")
 
     def _after_detector(self, query: Query, before: Answer) -> Answer:
-        """The exact answer for the cells that the request's detector finds; its reason if there is none."""
-        found = self.exact(query, query.request.asked_ids)
+        """The answer for the cells that the request's detector finds; the reason from before it if there is no other.
+
+        Similarity is tried again: now a large object no longer hides what is behind it, nor passes for a camera that
+        moved.
+        """
+        ids = query.request.asked_ids
+        found = self.exact(query, ids)
+        if found.is_served or found.provenance == "bypass:no_background":
+            return found
+        found = self._or_similar(query, found, ids)
         if found.provenance == "miss":
             found.provenance = before.provenance
         return found
 
-    def _guarded(self, query: Query, similar: SimilaritySearch) -> Answer:
+    def _or_similar(self, query: Query, answer: Answer, ids: Int32[ndarray, "n"] | None) -> Answer:
+        """A similar background where there is one, else the answer, which takes over the reason why there is none.
+
+        Args:
+            ids: the picture's background as far as it is known.
+        """
+        if self._similar is None or not query.request.allow_guarded:
+            return answer
+        similar = self._guarded(query, self._similar, ids)
+        if similar.is_served:
+            return similar
+        if answer.provenance == "miss":
+            answer.provenance = similar.provenance
+        return answer
+
+    def _guarded(self, query: Query, similar: SimilaritySearch, ids: Int32[ndarray, "n"] | None) -> Answer:
         """A background that differs by no more than noise; the reason of the nearest candidate if there is none."""
         reasons: list[str] = []
         for kind in query.kinds:
-            for origin in self._candidates(query, similar, kind):
-                verdict = self._judged(query, similar, origin)
+            for origin in self._candidates(query, similar, kind, ids):
+                verdict = self._judged(query, similar, origin, ids)
                 if isinstance(verdict, Answer):
                     return verdict
                 reasons.append(verdict)
         reasons = [reason for reason in reasons if reason != "miss"]
-        return query.answer(reasons[0] if reasons else "miss", ids=query.request.asked_ids if query.has_ids else None)
+        return query.answer(reasons[0] if reasons else "miss", ids=ids)
 
-    def _candidates(self, query: Query, similar: SimilaritySearch, kind: Kind) -> list[Origin]:
+    def _candidates(
+        self, query: Query, similar: SimilaritySearch, kind: Kind, ids: Int32[ndarray, "n"] | None
+    ) -> list[Origin]:
         with self._lock:
             hinted = self._callers.of(query.digests.salt, query.request.caller_id)
-            return similar.candidates(query.digests.of(kind), query.request, hinted)
+            return similar.candidates(query.digests.of(kind), query.request, ids, hinted)
 
-    def _judged(self, query: Query, similar: SimilaritySearch, origin: Origin) -> Answer | str:
+    def _judged(
+        self, query: Query, similar: SimilaritySearch, origin: Origin, ids: Int32[ndarray, "n"] | None
+    ) -> Answer | str:
         with self._lock:
             overdue = similar.why_not_fresh(origin)
         if overdue is not None or self._is_slow(origin.kind, origin.key, len(origin.ids)):
@@ -185,7 +210,7 @@ class Finder:
             with self._lock:
                 similar.discard(origin.key)
             return "miss"
-        match = similar.judge(query.request, lease.entry)
+        match = similar.judge(query.request, lease.entry, ids)
         if isinstance(match, str):
             lease.release()
             return match

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Int32, Shaped
+from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -61,6 +63,13 @@ class CellGrid:
         t, c = pixels.shape[:2]
         tiled = self.seen(pixels).reshape(t, c, self.rows, self.cell_pixels, self.cols, self.cell_pixels)
         return tiled.permute(0, 2, 4, 1, 3, 5).reshape(self.num_cells, c * self.cell_pixels**2)
+
+    def pixel_mask(self, ids: Int32[ndarray, "n"]) -> Bool[ndarray, "t rows_px cols_px"]:
+        """True = pixel of one of these cells, over the pixels that `seen` returns."""
+        chosen = np.zeros(self.num_cells, dtype=bool)
+        chosen[ids] = True
+        cells = chosen.reshape(self.frames, self.rows, self.cols)
+        return cells.repeat(self.cell_pixels, axis=1).repeat(self.cell_pixels, axis=2)
 
     def per_cell(self, values: Shaped[Tensor, "t rows cols"]) -> Shaped[Tensor, "p"]:
         return values.reshape(self.num_cells)

@@ -10,11 +10,16 @@ from jaxtyping import Float32, Int32
 from numpy import ndarray
 from torch.nn import functional as F
 
+from llava.scene.cache.grid import CellGrid
 from llava.scene.cache.guard import MAD_TO_STD
 from llava.scene.cache.request import BackgroundRequest
 
 Signature = Float32[ndarray, "s"]
 OUTLIER = 2.0
+MIN_COVERAGE = 0.5
+"""Share of a pooled cell that has to be background for it to be compared."""
+MIN_COMMON = 0.125
+"""Share of the pooled cells that two backgrounds have to have in common."""
 
 
 def signature(request: BackgroundRequest, ids: Int32[ndarray, "n"] | None, side: int) -> Signature:
@@ -36,6 +41,29 @@ def signature(request: BackgroundRequest, ids: Int32[ndarray, "n"] | None, side:
     pooled = F.adaptive_avg_pool2d(filled.reshape(grid.frames, grid.rows, grid.cols), side).flatten()
     length = float(pooled.norm())
     return (pooled / length if length > 1e-6 else torch.zeros_like(pooled)).numpy()
+
+
+def coverage(ids: Int32[ndarray, "n"], grid: CellGrid, side: int) -> Signature:
+    """Share of each number of a signature that is background, 0 to 1."""
+    known = torch.zeros(grid.num_cells).index_fill(0, torch.from_numpy(ids).long(), 1.0)
+    return F.adaptive_avg_pool2d(known.reshape(grid.frames, grid.rows, grid.cols), side).flatten().numpy()
+
+
+def common_similarity(
+    first: Signature, first_covered: Signature, second: Signature, second_covered: Signature
+) -> float:
+    """Correlation of two signatures where both show mostly background; 0 where that is too little to tell.
+
+    Args:
+        first_covered, second_covered: their `coverage`.
+    """
+    common = (first_covered >= MIN_COVERAGE) & (second_covered >= MIN_COVERAGE)
+    if common.sum() < max(2, MIN_COMMON * len(common)):
+        return 0.0
+    one, other = first[common] / first_covered[common], second[common] / second_covered[common]
+    one, other = one - one.mean(), other - other.mean()  # each had the median of another set of cells taken off
+    length = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / length if length > 1e-6 else 0.0
 
 
 @runtime_checkable

@@ -18,7 +18,18 @@ from llava.scene.cache.entries import Entry, Origin
 from llava.scene.cache.grid import CellGrid
 from llava.scene.cache.guard import differs
 from llava.scene.cache.request import BackgroundRequest
-from llava.scene.cache.signature import SignatureIndex, import_faiss, make_index, signature
+from llava.scene.cache.signature import (
+    Signature,
+    SignatureIndex,
+    common_similarity,
+    coverage,
+    import_faiss,
+    make_index,
+    signature,
+)
+
+OVERFETCH = 4
+"""Times as many backgrounds are taken from the index as are wanted where they are ranked once more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,17 +84,42 @@ class SimilaritySearch:
             if is_gone(origin):
                 self.discard(origin.key)
 
-    def candidates(self, scope: bytes, request: BackgroundRequest, tried_first: Iterable[str]) -> list[Origin]:
-        """Nearest first, after those that the caller's id was last used for."""
+    def candidates(
+        self,
+        scope: bytes,
+        request: BackgroundRequest,
+        ids: Int32[ndarray, "n"] | None,
+        tried_first: Iterable[str],
+    ) -> list[Origin]:
+        """Nearest first, after those that the caller's id was last used for.
+
+        Args:
+            ids: the picture's background; None where it is not known yet, then the whole picture is compared.
+        """
         index = self._indexes.get((scope, request.grid_bytes))
         if index is None:
             return []
-        ids = None if request.background is None or callable(request.background) else request.asked_ids
-        near = index.nearest(signature(request, ids, self.config.signature_cells), self.config.num_candidates)
+        side, wanted = self.config.signature_cells, self.config.num_candidates
+        vector = signature(request, ids, side)
+        near = index.nearest(vector, wanted if ids is None else OVERFETCH * wanted)
+        if ids is not None:
+            near = self._by_common_background(vector, coverage(ids, request.grid, side), near, request.grid)
         keys = [*tried_first, *(key for key, similarity in near if similarity >= self.config.min_signature)]
         known = (self._origins.get(key) for key in dict.fromkeys(keys))
         fitting = [origin for origin in known if origin and (origin.scope, origin.grid) == (scope, request.grid_bytes)]
-        return fitting[: self.config.num_candidates]
+        return fitting[:wanted]
+
+    def _by_common_background(
+        self, vector: Signature, covered: Signature, near: Iterable[tuple[str, float]], grid: CellGrid
+    ) -> list[tuple[str, float]]:
+        """Candidates anew, by what both show of the background: objects differ, and cover different parts of it."""
+        ranked = []
+        for key, _ in near:
+            origin = self._origins[key]
+            assert origin.signature is not None, "only origins with a signature are in an index"
+            shown = coverage(origin.ids, grid, self.config.signature_cells)
+            ranked.append((key, common_similarity(vector, covered, origin.signature, shown)))
+        return sorted(ranked, key=lambda found: -found[1])
 
     def why_not_fresh(self, origin: Origin) -> str | None:
         """The reason why a background has to be computed again before it is served by similarity."""
@@ -96,31 +132,42 @@ class SimilaritySearch:
     def note_use(self, key: str) -> None:
         self._uses[key] += 1
 
-    def judge(self, request: BackgroundRequest, entry: Entry) -> Match | str:
-        """A match, or the provenance of a refusal."""
+    def judge(self, request: BackgroundRequest, entry: Entry, ids: Int32[ndarray, "n"] | None) -> Match | str:
+        """A match, or the provenance of a refusal.
+
+        Args:
+            ids: the picture's background; None where it is not known yet.
+        """
         assert entry.pixels is not None, "entries keep their pixels where similarity is on"
         grid, before, after = request.grid, entry.pixels, request.frames
-        match = self._compare(request, entry.origin.ids, before, (0, 0))
+        match = self._compare(request, entry.origin.ids, before, (0, 0), ids)
         if match is not None:
             return match
-        motion = camera_motion(luminance(grid.seen(before)), luminance(grid.seen(after)))
+        if ids is None and callable(request.background):  # asked again after the detector, with objects left out
+            return "rejected:stale"
+        shown = [grid.pixel_mask(each) for each in (entry.origin.ids, entry.origin.ids if ids is None else ids)]
+        motion = camera_motion(luminance(grid.seen(before)), luminance(grid.seen(after)), (shown[0], shown[1]))
         if motion is None or motion.is_still:
             return "rejected:stale"
         shift = motion.whole_cells(grid.cell_pixels)
         if shift is None or max(map(abs, shift)) > self.config.max_shift_cells:
             return "bypass:camera_motion"
-        return self._compare(request, entry.origin.ids, before, shift) or "bypass:camera_motion"
+        return self._compare(request, entry.origin.ids, before, shift, ids) or "bypass:camera_motion"
 
     def _compare(
         self,
         request: BackgroundRequest,
-        ids: Int32[ndarray, "n"],
+        cached: Int32[ndarray, "n"],
         before: Shaped[Tensor, "t c h w"],
         shift: tuple[int, int],
+        asked: Int32[ndarray, "m"] | None,
     ) -> Match | None:
-        """None where more of the background is stale than allowed."""
-        allowed = self.config.max_stale_fraction * len(ids)
-        positions, inside = shifted_ids(ids, request.grid, shift)
+        """None where more of the background is stale than allowed.
+
+        What a new object covers is stale too: the tokens that stay were computed with sight of it.
+        """
+        allowed = self.config.max_stale_fraction * len(cached)
+        positions, inside = shifted_ids(cached, request.grid, shift)
         changed = self._moved_by_codec(request, shift)
         if (~inside | changed[positions]).sum() > allowed:  # the codec alone refuses: no need to look at pixels
             return None
@@ -130,11 +177,11 @@ class SimilaritySearch:
             return None
         kept = np.zeros(request.grid.num_cells, dtype=bool)
         kept[positions[~stale]] = True
-        if request.background is not None and not callable(request.background):
-            asked = np.zeros_like(kept)
-            asked[request.asked_ids] = True
-            kept &= asked
-        return Match(np.flatnonzero(~kept).astype(np.int32), ids[stale], shift)
+        if asked is not None:
+            called_background = np.zeros_like(kept)
+            called_background[asked] = True
+            kept &= called_background
+        return Match(np.flatnonzero(~kept).astype(np.int32), cached[stale], shift)
 
     def _changed_pixels(
         self, request: BackgroundRequest, before: Shaped[Tensor, "t c h w"], shift: tuple[int, int]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,54 +11,9 @@ import torch
 from llava.scene.cache.camera import CameraMotion, camera_motion
 from llava.scene.cache.grid import CellGrid
 from llava.scene.cache.guard import cell_differences, differs
-from llava.scene.token_cache import BackgroundRequest, BackgroundValue, SimilarityConfig, estimate_noise
-from tests.unit.scene.token_cache_toy import cache, encode, encode_with_kv, fill, provenance, request, scope
-
-SIDE, CELL = 96, 12  # 8 x 8 cells
-BACKGROUND = list(range(48))  # six rows; the lowest two show objects
-NOISE = 2.0
-
-
-def scene(seed: int = 0) -> np.ndarray:
-    """A room that is larger than the picture: large and small blobs of strong contrast, [160, 160, 3]."""
-    random = np.random.default_rng(seed).random((160, 160, 3)).astype(np.float32)
-    blobs = [cv2.GaussianBlur(random, (0, 0), width) for width in (2.5, 20)]
-    large_and_small = sum((blob - blob.mean()) / blob.std() for blob in blobs)
-    return np.clip(large_and_small * 32 + 128, 0, 255)
-
-
-def view(down: int = 0, right: int = 0, seed: int = 0, noise: float = 0.0, noise_seed: int = 0) -> torch.Tensor:
-    """What a camera sees: [3, 96, 96]. The scene shows `down` pixels lower and `right` pixels further right."""
-    part = scene(seed)[32 - down : 32 - down + SIDE, 32 - right : 32 - right + SIDE]
-    part = part + noise * np.random.default_rng(noise_seed).standard_normal(part.shape)
-    return torch.from_numpy(np.clip(np.rint(part), 0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
-
-
-def mark(pixels: torch.Tensor, *cells: int, by: int = 60) -> torch.Tensor:
-    """One pixel of each cell becomes brighter or darker, whichever is possible."""
-    changed = pixels.clone().int()
-    for cell in cells:
-        row, col = divmod(cell, SIDE // CELL)
-        value = changed[0, row * CELL + 5, col * CELL + 5]
-        changed[0, row * CELL + 5, col * CELL + 5] = value + (by if value < 128 else -by)
-    return changed.to(torch.uint8)
-
-
-def ask(pixels: torch.Tensor, **fields) -> BackgroundRequest:
-    return request(pixels, **({"patch_size": CELL, "background": None} | fields))
-
-
-def similar(**fields):
-    return SimilarityConfig(**({"noise": NOISE} | fields))
-
-
-def store_of(pixels: torch.Tensor, clock=None, want_kv: bool = False, **fields):
-    store = cache(similarity=similar(**fields))
-    if clock is not None:
-        store._clock = clock
-        store._finder._similar._clock = clock
-    fill(store, ask(pixels, background=BACKGROUND, want_kv=want_kv, caller_id="arm"))
-    return store
+from llava.scene.token_cache import BackgroundValue, estimate_noise
+from tests.unit.scene.token_cache_room import BACKGROUND, CELL, NOISE, SIDE, ask, mark, similar, store_of, view
+from tests.unit.scene.token_cache_toy import cache, encode, encode_with_kv, fill, provenance, scope
 
 
 def test_noise_alone_is_served_and_says_that_it_is_guarded():
@@ -199,7 +153,8 @@ def test_frames_of_a_clip_that_move_apart_share_no_motion():
     def light(*pixels):
         return torch.stack(pixels).float().mean(1).numpy()
 
-    assert camera_motion(light(view(), view()), light(view(12, 0), view(12, 0))).whole_cells(CELL) == (1, 0)
+    together = camera_motion(light(view(), view()), light(view(12, 0), view(12, 0)))
+    assert together is not None and together.whole_cells(CELL) == (1, 0)
     assert camera_motion(light(view(), view()), light(view(12, 0), view(0, 12))) is None
 
 
@@ -287,6 +242,7 @@ def test_evicted_backgrounds_are_forgotten_by_the_search():
         store.get_or_compute(
             ask(pixels, background=range(4)), lambda _: BackgroundValue(tokens=torch.zeros(4, 500))
         ).release()
+    assert store._finder._similar is not None
     assert len(store._finder._similar) < 140
 
 
