@@ -26,13 +26,14 @@ def build_trainer(argv: Sequence[str]) -> LlavaDPOTrainer:
     setup = set_up(_modern(argv), DPOConfig, DEFAULTS)
     arguments = setup.arguments
     rows = preference_pairs(arguments.data_path, arguments.image_folder, setup.prompt)
-    return LlavaDPOTrainer(
-        model=setup.policy,
-        ref_model=reference_of(setup.policy),
-        args=setup.config,
-        train_dataset=as_dataset(rows),
-        processing_class=setup.processor,
-    )
+    parts: dict[str, Any] = {
+        "model": setup.policy,
+        "ref_model": reference_of(setup.policy),
+        "args": setup.config,
+        "train_dataset": as_dataset(rows),
+        "processing_class": setup.processor,
+    }
+    return LlavaDPOTrainer(**parts)
 
 
 def _modern(argv: Sequence[str]) -> list[str]:

@@ -43,13 +43,14 @@ def build_trainer(argv: Sequence[str], rewards: Sequence[Any] = tuple(REWARDS)) 
         )
     if setup.config.use_vllm:
         raise ValueError("use_vllm is True, vllm does not know this model; leave it out")
-    return LlavaGRPOTrainer(
-        model=setup.policy,
-        reward_funcs=list(rewards),
-        args=setup.config,
-        train_dataset=as_dataset(decisions(arguments.data_path, arguments.image_folder, setup.prompt)),
-        processing_class=setup.processor,
-    )
+    parts: dict[str, Any] = {
+        "model": setup.policy,
+        "reward_funcs": list(rewards),
+        "args": setup.config,
+        "train_dataset": as_dataset(decisions(arguments.data_path, arguments.image_folder, setup.prompt)),
+        "processing_class": setup.processor,
+    }
+    return LlavaGRPOTrainer(**parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
