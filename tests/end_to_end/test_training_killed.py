@@ -19,14 +19,14 @@ from tests.end_to_end.runs import ENVIRONMENT, ROOT
 from tests.unit.train.toy_world import write_toy_world
 
 RUN = (
-    "--model_name_or_path embedded --data_mixture embedded_streaming --stage sft --learning_rate 1e-3 --packing False "
+    "--model_name_or_path embedded --data_mixture embedded_streaming --learning_rate 1e-3 --packing False "
     "--per_device_train_batch_size 2 --model_max_length 256 --logging_steps 1 --report_to none --vocab_size 400 "
     "--log_sample_ids True --save_steps 2 --save_total_limit 1"
 )
 VARIANTS = {
-    "plain": "",
-    "async": "--save_async True",
-    "lora": "--lora_enable True --lora_r 4 --stage none",
+    "plain": "--stage sft",
+    "async": "--stage sft --save_async True",
+    "lora": "--lora_enable True --lora_r 4",
 }
 
 
@@ -37,8 +37,6 @@ def samples(output: Path) -> list[tuple[int, list[str]]]:
 def killed_often(folder: Path, *, kills: int, steps: int, variant: str) -> dict:
     world = write_toy_world(folder / "world", num_episodes=12)
     flags = [*RUN.split(), *VARIANTS[variant].split(), "--max_steps", str(steps), "--data_root", str(world)]
-    if variant == "lora":
-        flags = [word for word in flags if word not in ("--stage", "sft", "none")]
     program = Path(__file__).with_name("killed_often.py")
     done = subprocess.run(
         [sys.executable, str(program), str(folder), str(kills), "7", *flags],
