@@ -8,6 +8,7 @@ MODEL="${MODEL:-embedded}" OUTPUT="${OUTPUT:-runs/demo/models/split_progressive}
 COMMON=(--scene_split True --version llama_3 --save_total_limit 1 --lr_scheduler_type cosine --warmup_steps 0.05
     --data_mixture "${DATA_MIXTURE:-embedded_navigation}")
 [ -z "${OBJECT_MASKS:-}" ] || COMMON+=(--object_masks "$OBJECT_MASKS")
+[ "$MODEL" != embedded ] || COMMON+=(--learning_rate 1e-3) # from nothing, as the other scripts
 if [ -z "${GPUS_PER_NODE:-}" ]; then
     RUN=("${LAUNCH[@]}" --data_root "${DATA_ROOT:-runs/demo/data}" --model_max_length 1024
         --tokenizer_mixture embedded_navigation+embedded_streaming+embedded_grounding --tokens_per_batch 1024
