@@ -48,6 +48,11 @@ class Arm:
     def is_baseline(self) -> bool:
         return self.keys is None
 
+    @property
+    def needs_depth(self) -> bool:
+        """A second target: the data must hold the depth of every frame."""
+        return self.keys is not None and self.keys.get("geometry_dim") is not None
+
 
 MEASURE_EVERY = 100
 """Steps between two comparisons of both gradients, which cost two more backward passes each."""
@@ -82,6 +87,9 @@ _add("fast_slow", "+ fast/slow", "ablation", "two pathways of one clip, each pre
 _add("full", "full", "ablation", "both, with normalised and pooled targets, the gap of time, and the change predicted",
      {**DEFAULT, **PATHWAYS})  # fmt: skip
 _add("actions", "+ actions", "ablation", "from the answer, told the motion that it leads to", ACTIONS)
+
+_add("depth", "+ actions, 5 % pull, and depth", "ablation", "a second, geometric target: the depth of the next frame",
+     {**STRONG, "geometry_dim": 1})  # fmt: skip
 
 _add("weight_zero", "weight 0, same layout", "control", "the layout alone: the baseline up to rounding",
      {**ACTIONS, "loss_weight": 0.0})  # fmt: skip

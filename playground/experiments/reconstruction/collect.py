@@ -135,7 +135,8 @@ class Comparison:
 
 
 def late_keys() -> tuple[str, ...]:
-    return (*CURVES, *(f"autoregressive_skill_{motion}" for motion in MOTIONS), "autoregressive_centred_cosine")
+    others = ("autoregressive_centred_cosine", "autoregressive_geometry_skill")
+    return (*CURVES, *(f"autoregressive_skill_{motion}" for motion in MOTIONS), *others)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,14 @@ class Layout:
     def data(self) -> Path:
         return self.run_dir / "data"
 
+    @property
+    def depth(self) -> Path:
+        """The same world with the depth of every frame beside it."""
+        return self.run_dir / "data_depth"
+
+    def training_data(self, run: Run) -> Path:
+        return self.depth if run.arm.needs_depth else self.data
+
     def aligned(self, seed: int) -> Path:
         return self.run_dir / "models" / f"align-s{seed}"
 
@@ -61,6 +69,8 @@ def make_plan(setting: Setting, run_dir: Path, *, cores: int) -> tuple[Phase, ..
     """All phases, each behind what it needs."""
     layout = Layout(run_dir=run_dir)
     phases = [_data(layout, setting, cores)]
+    if any(run.arm.needs_depth for run in setting.runs()):
+        phases.append(_depth(layout, setting, cores))
     seen: set[int] = set()
     for run in setting.runs():
         if run.seed not in seen:
@@ -71,27 +81,45 @@ def make_plan(setting: Setting, run_dir: Path, *, cores: int) -> tuple[Phase, ..
 
 
 def _data(layout: Layout, setting: Setting, cores: int) -> Phase:
+    unseen = (*_world(layout.data, setting), "--split", "val_unseen", "--houses", str(setting.episodes))
+    commands = (_training_houses(layout.data, setting), Command(argv=(*unseen, "--frames", "filmstrip")))
+    return _data_phase("data", "World and data", commands, layout, layout.data, setting, cores)
+
+
+def _depth(layout: Layout, setting: Setting, cores: int) -> Phase:
+    commands = (_training_houses(layout.depth, setting, "--depth"),)
+    return _data_phase("depth_data", "The same world with depth", commands, layout, layout.depth, setting, cores)
+
+
+def _world(folder: Path, setting: Setting) -> tuple[str, ...]:
     size = ("--width", str(setting.image_size), "--height", str(setting.image_size))
-    common = ("vila-world", "write", "--out", str(layout.data), *size, "--threads", "2")  # no matter for the result
-    noise = ("--noise", f"{setting.noise:g}")
-    train = (*common, "--split", "train", "--houses", str(setting.houses), *noise, "--oversample")
-    train += ("--detours", f"{setting.detours:g}") if setting.detours else ()
-    unseen = (*common, "--split", "val_unseen", "--houses", str(setting.episodes), *noise, "--frames", "filmstrip")
+    common = ("vila-world", "write", "--out", str(folder), *size, "--threads", "2")  # no matter for the result
+    return (*common, "--noise", f"{setting.noise:g}")
+
+
+def _training_houses(folder: Path, setting: Setting, *more: str) -> Command:
+    argv = (*_world(folder, setting), "--split", "train", "--houses", str(setting.houses), "--oversample", *more)
+    return Command(argv=(*argv, *(("--detours", f"{setting.detours:g}") if setting.detours else ())))
+
+
+def _data_phase(
+    name: str, title: str, commands: tuple[Command, ...], layout: Layout, folder: Path, setting: Setting, cores: int
+) -> Phase:
     return Phase(
-        name="data",
-        title="World and data",
-        commands=(Command(argv=train), Command(argv=unseen)),
-        outputs=(layout.data,),
+        name=name,
+        title=title,
+        commands=commands,
+        outputs=(folder,),
         seconds=setting.data_seconds,
         threads=cores,
         settings=package_version(),
-        progress=log_progress(layout.log("data")),
+        progress=log_progress(layout.log(name)),
     )
 
 
 def _align(layout: Layout, setting: Setting, seed: int, cores: int) -> Phase:
     output = layout.aligned(seed)
-    flags = (*_flags(layout, setting, ALIGN.name, seed), "--max_steps", str(setting.align_steps))
+    flags = (*_flags(layout.data, setting, ALIGN.name, seed), "--max_steps", str(setting.align_steps))
     return training_phase(
         name=f"align-s{seed}",
         title=f"Align, seed {seed}: what all arms start from",
@@ -108,8 +136,8 @@ def _training(layout: Layout, setting: Setting, run: Run, cores: int) -> Phase:
     mixture = form.mixture if run.arm.share == 1 else f"{form.mixture}*{run.arm.share:g}"
     env = {"MODEL": str(layout.aligned(run.seed)), "OUTPUT": str(output), "DATA_MIXTURE": mixture}
     meter = ("python", "-m", f"{PACKAGE}.metered", str(output), "--unit", setting.cost)
-    needs: tuple[str, ...] = (f"align-s{run.seed}",)
-    flags = (*_flags(layout, setting, run.format, run.seed), *NO_CLIPPING, *_loss_flags(run))
+    needs: tuple[str, ...] = (f"align-s{run.seed}", *(("depth_data",) if run.arm.needs_depth else ()))
+    flags = (*_flags(layout.training_data(run), setting, run.format, run.seed), *NO_CLIPPING, *_loss_flags(run))
     if run.budget == "cost":
         baseline, twin = _partners(run)
         meter += ("--as-long-as", str(layout.model(baseline)), "--one-step-like", str(layout.model(twin)))
@@ -143,11 +171,11 @@ def _script(form: Format, flags: Sequence[str]) -> tuple[str, ...]:
     return ("bash", f"scripts/train/{form.script}", *flags)
 
 
-def _flags(layout: Layout, setting: Setting, stage: str, seed: int) -> tuple[str, ...]:
+def _flags(data: Path, setting: Setting, stage: str, seed: int) -> tuple[str, ...]:
     """Steps decide, not the clock; the script's own budget of time is switched off."""
     common = (
         "--data_root",
-        str(layout.data),
+        str(data),
         "--seed",
         str(seed),
         "--max_train_seconds",

@@ -30,6 +30,7 @@ def test_the_next_frame_loss_takes_every_row(name):
         ("other_clip", "share_5", {"control": "other_clip"}),
         ("detached", "share_5", {"control": "detached_states"}),
         ("frozen_head", "share_5", {"control": "frozen_predictor", "head": "direct"}),
+        ("depth", "share_5", {"geometry_dim": 1}),
         ("leaking", "share_5", {"use_frame_causal_mask": False}),
         ("share_20", "share_5", {"gradient_share": 0.20}),
         ("share_5_of_10", "share_5", {}),

@@ -39,7 +39,9 @@ def test_every_setting_makes_a_plan_with_its_own_outputs(name, tmp_path):
     settings_hashes(phases)  # raises where a phase stands before what it needs
     outputs = [path for phase in phases for path in phase.outputs]
     assert len(set(outputs)) == len(outputs)
-    assert len(phases) == 1 + len(SETTINGS[name].seeds) + 3 * len(SETTINGS[name].runs())
+    runs = SETTINGS[name].runs()
+    data = 1 + any(run.arm.needs_depth for run in runs)
+    assert len(phases) == data + len(SETTINGS[name].seeds) + 3 * len(runs)
 
 
 def test_the_small_setting_fits_forty_minutes_on_two_cores_by_its_own_plan(tmp_path):
@@ -59,12 +61,22 @@ def test_all_arms_of_a_seed_differ_in_the_loss_alone(form, tmp_path):
     baseline = phases[f"{form}-baseline-s1"]
     for name, arm in ARMS.items():
         phase = phases[f"{form}-{name}-s1"]
-        assert without_loss(flags_of(phase)) == flags_of(baseline)
+        flags, data = without_loss(flags_of(phase)), str(tmp_path / "data")
+        at = flags.index("--data_root") + 1
+        assert flags[at] == (f"{data}_depth" if arm.needs_depth else data)
+        assert [*flags[:at], data, *flags[at + 1 :]] == flags_of(baseline)
         env = dict(phase.commands[0].env)
         assert env["MODEL"] == baseline.commands[0].env["MODEL"] and "align-s1" in env["MODEL"]
         mixture = baseline.commands[0].env["DATA_MIXTURE"]
         assert env["DATA_MIXTURE"] == (mixture if arm.share == 1 else f"{mixture}*{arm.share:g}")
-        assert phase.needs == ("align-s1",)
+        assert phase.needs == (("align-s1", "depth_data") if arm.needs_depth else ("align-s1",))
+
+
+def test_the_data_with_depth_is_the_same_world(tmp_path):
+    phases = phases_of(narrowed(SETTINGS["large"], seeds=(1,)), tmp_path)
+    plain, deep = (list(phases[name].commands[0].argv) for name in ("data", "depth_data"))
+    assert [word.replace("data_depth", "data") for word in deep if word != "--depth"] == plain
+    assert "depth_data" not in phases_of(SMALL, tmp_path)
 
 
 def test_steps_decide_and_not_the_clock(tmp_path):
