@@ -81,8 +81,8 @@ def make_plan(setting: Setting, run_dir: Path, *, cores: int) -> tuple[Phase, ..
 
 
 def _data(layout: Layout, setting: Setting, cores: int) -> Phase:
-    unseen = (*_world(layout.data, setting), "--split", "val_unseen", "--houses", str(setting.episodes))
-    commands = (_training_houses(layout.data, setting), Command(argv=(*unseen, "--frames", "filmstrip")))
+    unseen = _houses(layout.data, setting, "val_unseen", setting.episodes, "--frames", "filmstrip")
+    commands = (_training_houses(layout.data, setting), unseen)
     return _data_phase("data", "World and data", commands, layout, layout.data, setting, cores)
 
 
@@ -91,15 +91,15 @@ def _depth(layout: Layout, setting: Setting, cores: int) -> Phase:
     return _data_phase("depth_data", "The same world with depth", commands, layout, layout.depth, setting, cores)
 
 
-def _world(folder: Path, setting: Setting) -> tuple[str, ...]:
-    size = ("--width", str(setting.image_size), "--height", str(setting.image_size))
-    common = ("vila-world", "write", "--out", str(folder), *size, "--threads", "2")  # no matter for the result
-    return (*common, "--noise", f"{setting.noise:g}")
-
-
 def _training_houses(folder: Path, setting: Setting, *more: str) -> Command:
-    argv = (*_world(folder, setting), "--split", "train", "--houses", str(setting.houses), "--oversample", *more)
-    return Command(argv=(*argv, *(("--detours", f"{setting.detours:g}") if setting.detours else ())))
+    detours = ("--detours", f"{setting.detours:g}") if setting.detours else ()
+    return _houses(folder, setting, "train", setting.houses, "--oversample", *detours, *more)
+
+
+def _houses(folder: Path, setting: Setting, split: str, count: int, *more: str) -> Command:
+    size = ("--width", str(setting.image_size), "--height", str(setting.image_size))
+    argv = ("vila-world", "write", "--out", str(folder), *size, "--threads", "2")  # threads: no matter for the result
+    return Command(argv=(*argv, "--split", split, "--houses", str(count), "--noise", f"{setting.noise:g}", *more))
 
 
 def _data_phase(
