@@ -24,6 +24,8 @@ LARGEST_RATIO = 0.5
 """Weighted auxiliary loss / main loss above which the log warns: it then decides what is learnt."""
 SMALLEST_SHARE = 0.01
 """Weighted auxiliary gradient / main gradient below which the log warns: it then changes nothing."""
+LARGEST_GROWTH = 10.0
+"""Of a weight that follows a share of the gradient, from one measurement to the next."""
 MEASURED_WEIGHTS = 50_000_000
 """Of a part with more trainable weights only some tensors, evenly spread, are measured."""
 MEASURED_PARTS = (LANGUAGE_MODEL, "vision_tower")
@@ -104,7 +106,6 @@ class ReconstructionMonitor:
         self._sums = _Sums()
         self._gradients: dict[str, GradientComparison] = {}
         self._cannot_measure = False
-        self._share_began = False
         self._warned: set[str] = set()
 
     # ---- weight ----
@@ -114,15 +115,14 @@ class ReconstructionMonitor:
         decay = 1 - min(progress, 1.0) if self.config.weight_decay == "linear" else 1.0
         return min(self.base_weight * decay, self._cap)
 
-    def state(self) -> dict[str, float | bool | None]:
+    def state(self) -> dict[str, float | None]:
         """What a resumed run must know to go on with the same weight."""
         cap = None if math.isinf(self._cap) else self._cap
-        return {"base_weight": self.base_weight, "cap": cap, "share_began": self._share_began}
+        return {"base_weight": self.base_weight, "cap": cap}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.base_weight = float(state.get("base_weight", self.base_weight))
         self._cap = math.inf if state.get("cap") is None else float(state["cap"])
-        self._share_began = bool(state.get("share_began", True))
 
     # ---- counting and watching ----
 
@@ -153,16 +153,11 @@ class ReconstructionMonitor:
     # ---- gradients ----
 
     def is_due(self, step: int) -> bool:
-        """Whether both gradients are measured at this step; the same on every rank.
-
-        A share of the gradient begins with the first auxiliary gradient that is not zero. A head of zeros has none at
-        the first step, so until then (for `gradient_every` steps at most) every step is measured.
-        """
+        """Whether both gradients are measured at this step; the same on every rank."""
         every = self.config.gradient_every
         if every == 0 or self._cannot_measure or self.config.auxiliary_only:
             return False
-        is_awaited = self.config.gradient_share is not None and not self._share_began and step < every
-        return is_awaited or step % every == 0
+        return step % every == 0
 
     def measure(self, total: Tensor, term: ReconstructionTerm, model: nn.Module, *, engine_watches: bool) -> None:
         """Compares the gradients of both losses of one micro-batch; costs two more backward passes through it.
@@ -180,11 +175,17 @@ class ReconstructionMonitor:
         ranks = gather_objects(found)
         self._gradients = {part: _mean([r[part] for r in ranks if part in r]) for part in MEASURED_PARTS
                            if any(part in r for r in ranks)}  # fmt: skip
-        share = self.config.gradient_share
-        main = math.hypot(*(g.main for g in self._gradients.values())) if self._gradients else 0.0
-        auxiliary = math.hypot(*(g.auxiliary for g in self._gradients.values())) if self._gradients else 0.0
-        if share is not None and auxiliary > 0:
-            self.base_weight, self._share_began = share * main / auxiliary, True
+        if self.config.gradient_share is not None and self._gradients:
+            self._follow_share(self.config.gradient_share)
+
+    def _follow_share(self, share: float) -> None:
+        """A head that begins at zero gives next to no gradient in its first steps. The weight of the share would be in
+        the thousands, and stay there until the next measurement, when the head has long begun to learn.
+        """
+        main = math.hypot(*(g.main for g in self._gradients.values()))
+        auxiliary = math.hypot(*(g.auxiliary for g in self._gradients.values()))
+        if auxiliary > 0:
+            self.base_weight = min(share * main / auxiliary, LARGEST_GROWTH * self.base_weight)
 
     def _give_up(self, why: str) -> None:
         if self.config.gradient_share is not None:

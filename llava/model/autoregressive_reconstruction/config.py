@@ -71,7 +71,7 @@ class ReconstructionConfig:
         teacher_chunk: pictures that the teacher encodes at a time.
         max_loss_ratio: cap of loss_weight x auxiliary / main loss; above it the weight shrinks. None = no cap.
         gradient_share: the weight follows this share of the main loss's gradient norm instead of staying loss_weight,
-            from the first measurement on that finds an auxiliary gradient: a zero head has none at the first step.
+            from which it rises tenfold at most per measurement.
         weight_decay: "linear" lowers the weight to 0 over the training.
         gradient_every: optimizer steps between two measurements of both gradients, 0 = never.
         auxiliary_only: leave the main loss out: a stage on video without text.
@@ -170,6 +170,12 @@ class ReconstructionConfig:
             raise ValueError(f"gradient_every is {self.gradient_every!r}, expected a number of steps, or 0 for never")
         if self.gradient_share is not None and not self.gradient_every:
             raise ValueError("gradient_share is set and gradient_every is 0, expected at least 1: it must be measured")
+
+        if self.gradient_share and not self.loss_weight:
+            raise ValueError(
+                f"gradient_share is {self.gradient_share} and loss_weight 0, from which no weight can rise; expected a "
+                "loss_weight above 0, such as 0.1"
+            )
 
     def _check_combinations(self) -> None:
         if self.condition_on_action == "answer" and self.site == "visual":
