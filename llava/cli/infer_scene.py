@@ -23,6 +23,7 @@ def add_scene_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("background and objects").add_argument
     add("--scene-split", action="store_true", help="split pictures of a model trained without it, to measure that")
     add("--background-cache", nargs="?", const="", metavar="DIR", help="keep backgrounds, also for later runs in DIR")
+    add("--noise", type=float, metavar="LEVELS", help="of the camera: backgrounds that differ by no more are similar")
     add("--detector", choices=DETECTORS, help="finds the objects (as stored in the checkpoint)")
     add("--detector-options", nargs="+", default=[], metavar="KEY=VALUE", help="its settings, such as weights=best.pt")
     add("--repeat", type=int, default=1, metavar="N", help="ask N times (1)")
@@ -39,6 +40,10 @@ def check_scene(options: argparse.Namespace) -> None:
         raise ValueError(f"--repeat is {options.repeat}, expected at least 1")
     if options.repeat > 1 and not (options.profile or options.json):
         raise ValueError("--repeat shows nothing by itself; add --profile or --json, or leave it out")
+    if options.noise is not None and options.background_cache is None:
+        raise ValueError("--noise is of a cache that also serves similar backgrounds; add --background-cache")
+    if options.noise is not None and not 0 <= options.noise < float("inf"):
+        raise ValueError(f"--noise is {options.noise}, expected a standard deviation in levels of 0 to 255")
     if options.detector_options and not options.detector:
         raise ValueError("--detector-options are of a detector; add --detector, or leave them out")
     if options.draw and Path(options.draw).suffix not in SUFFIXES:
@@ -157,11 +162,13 @@ class SceneSession:
         folder = self.options.background_cache
         if folder is None:
             return None
-        from llava.scene.token_cache import BackgroundTokenCache, CacheConfig
+        from llava.scene.token_cache import BackgroundTokenCache, CacheConfig, SimilarityConfig
 
         disk = {"disk_folder": folder, "disk_bytes": DISK_BYTES, "write_through": True} if folder else {}
-        device = self.model.get_input_embeddings().weight.device
-        return BackgroundTokenCache(CacheConfig(device_bytes=DEVICE_BYTES, device=device, **disk))
+        device, noise = self.model.get_input_embeddings().weight.device, self.options.noise
+        similarity = None if noise is None else SimilarityConfig(noise=noise)
+        config = CacheConfig(device_bytes=DEVICE_BYTES, device=device, similarity=similarity, **disk)
+        return BackgroundTokenCache(config)
 
 
 def _sources(media: Sequence[Any]) -> list[str]:
@@ -193,6 +200,8 @@ def print_profile(reports: Sequence[SceneReport]) -> None:
 def told_picture(picture: Any) -> str:
     where = f" ({picture.tier})" if picture.tier else ""
     ran = ", detector ran" if picture.detector_ran else ""
+    if picture.detector_failure is not None:
+        ran = f", the detector failed and the whole picture was read as one object: {picture.detector_failure}"
     return (
         f"background {picture.background}{where}, {picture.num_background} tokens; objects {picture.objects}, "
         f"{picture.num_objects} tokens; {picture.saved_tokens} tokens saved{ran}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         layout_picture,
         layout_row,
     )
+    from llava.model.scene_split.measure import measure_costs
     from llava.model.scene_split.module import SceneSplitModule
     from llava.model.scene_split.prefix import (
         KvPrefix,
@@ -55,6 +56,7 @@ __all__ = [
     "layout_clip",
     "layout_picture",
     "layout_row",
+    "measure_costs",
     "pad_suffixes",
     "run_suffix",
     "stack_prefixes",
@@ -64,6 +66,7 @@ _NAMES = {
     "cells": ("cell_mask", "check_snapped"),
     "config": ("SceneSplitConfig",),
     "fingerprint": ("WeightFingerprint",),
+    "measure": ("measure_costs",),
     "layout": ("Block", "LayoutRule", "RowLayout", "SceneLayout", "layout_clip", "layout_picture", "layout_row"),
     "module": ("SceneSplitModule",),
     "prefix": (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from transformers import StoppingCriteriaList
 
 from llava.model.scene_split.fingerprint import ModelState
 from llava.model.scene_split.kv_chain import share_chains, stretch_of
-from llava.model.scene_split.object_source import ObjectSource
+from llava.model.scene_split.object_source import ObjectSource, check_patches
 from llava.model.scene_split.parts import SplitParts
 from llava.model.scene_split.prefix import generate_after
 from llava.model.scene_split.report import FirstTokenClock, PictureReport, SceneAnswer, SceneReport, Stopwatch
@@ -50,28 +50,30 @@ def generate_from_scenes(
     parts: SplitParts, request: SceneRequest, watch: Stopwatch, **generation_kwargs: Any
 ) -> SceneAnswer:
     """New token ids (or transformers' output object), and where they come from."""
-    _check(request, generation_kwargs)
+    _check(parts, request, generation_kwargs)
     model, cache = parts.model, request.choices.cache
+    choices = replace(request.choices, keep_kv=request.choices.keep_kv and parts.keeps_kv)
     is_read = _one_placeholder_each(parts, request)
     ids = [row[read] for row, read in zip(request.input_ids, is_read, strict=True)]
     with ExitStack() as on_exit:
         state = ModelState(model)
-        planner = RowPlanner(parts, request.choices, request.pixels, request.source, state, watch, on_exit)
+        planner = RowPlanner(parts, choices, request.pixels, request.source, state, watch, on_exit)
         plans = [planner.plan(row, scenes) for row, scenes in zip(ids, _scenes_of_rows(parts, ids), strict=True)]
         _encode_objects(parts, request.pixels, plans, watch)
-        suffix = embed_suffixes(parts, plans)
+        suffix = embed_suffixes(parts, plans, choices.suffix_multiple)
         copies = _copies(model.llm, generation_kwargs)
         past, is_real = share_chains([plan.chain for plan in plans], copies, suffix.embeds.device)
+        is_real = _without_stale(is_real, plans)
         clock = StoppingCriteriaList([FirstTokenClock(watch), *generation_kwargs.pop("stopping_criteria", ())])
         output = generate_after(model.llm, past, is_real, suffix, stopping_criteria=clock, **generation_kwargs)
         watch.mark("total")
-    if cache is not None and request.choices.keep_kv:
+    if cache is not None and choices.keep_kv:
         state.look_again()
         _keep(cache, plans, past, copies, is_real.shape[1] + suffix.embeds.shape[1])
     return SceneAnswer(output=output, report=_report(parts, request, plans, watch))
 
 
-def _check(request: SceneRequest, generation_kwargs: dict[str, Any]) -> None:
+def _check(parts: SplitParts, request: SceneRequest, generation_kwargs: dict[str, Any]) -> None:
     for name in ("past_key_values", "inputs_embeds", "position_ids"):
         if name in generation_kwargs:
             raise ValueError(f"{name} was given beside split pictures, which bring their own; leave it out")
@@ -80,6 +82,23 @@ def _check(request: SceneRequest, generation_kwargs: dict[str, Any]) -> None:
     names = request.choices.picture_ids
     if names is not None and len(names) != len(request.pixels):
         raise ValueError(f"{len(names)} picture_ids for {len(request.pixels)} pictures, expected one each, or None")
+    if request.choices.suffix_multiple < 1:
+        raise ValueError(f"suffix_multiple is {request.choices.suffix_multiple}, expected at least 1 (no padding)")
+    moved = request.choices.moved_patches
+    if moved is not None:
+        check_patches("moved_patches", moved, len(request.pixels), parts.grid_side, "True = moved since the last frame")
+    if request.choices.cache is not None:
+        _check_device(torch.device(request.choices.cache.config.device), parts)
+
+
+def _check_device(kept_on: torch.device, parts: SplitParts) -> None:
+    read_on = parts.model.get_input_embeddings().weight.device
+    if kept_on == read_on or (kept_on.type == read_on.type and kept_on.index is None):  # "cuda" is the current one
+        return
+    raise ValueError(
+        f"the cache keeps values on {kept_on} and the model reads them on {read_on}; make it with "
+        f"CacheConfig(device='{read_on}')"
+    )
 
 
 def _one_placeholder_each(parts: SplitParts, request: SceneRequest) -> Bool[Tensor, "b s"]:
@@ -126,6 +145,17 @@ def _encode_objects(
         views = torch.tensor([frame.view for frame in frames], device=pixels.device)
         for frame, group in zip(frames, parts.encode_objects(pixels[views], is_object), strict=True):
             frame.object_tokens = group.features
+
+
+def _without_stale(is_real: Bool[Tensor, "b n"], plans: Sequence[RowPlan]) -> Bool[Tensor, "b n"]:
+    """Hides what no longer shows: tokens of a similar background that changed since its keys and values were kept."""
+    hidden = [(row, plan, slot) for row, plan in enumerate(plans) for slot in plan.stale_slots]
+    if not hidden:
+        return is_real
+    is_real = is_real.clone()
+    for row, plan, slot in hidden:  # prefixes end in the same column
+        is_real[row, is_real.shape[1] - plan.num_known + slot] = False
+    return is_real
 
 
 def _copies(llm: Any, kwargs: dict[str, Any]) -> int:
@@ -179,6 +209,7 @@ def _picture(request: SceneRequest, plan: RowPlan, row: int, frame: Frame, side:
         num_objects=len(frame.object_cells),
         saved_tokens=sum(each.stop - each.start for each in own),
         detector_ran=frame.view in request.source.looked_at,
+        detector_failure=request.source.failures.get(frame.view),
         hit_map=_hit_map(frame, side),
     )
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from llava.batch import VisualSpec
+from llava.scene.detections import Detections
 from llava.scene.detector import ObjectDetector
 from llava.scene.geometry import ViewMap, one_view, picture_views
 from llava.scene.patch_mask import PatchRule, to_patches
@@ -35,6 +36,8 @@ class ObjectSource:
         self._masks: dict[int, PatchRow] = {}
         self.looked_at: set[int] = set()
         """Views that a detector was asked about."""
+        self.failures: dict[int, str] = {}
+        """Views that are one whole object because the detector crashed, and why it did."""
 
     def patches(self, view: int) -> PatchRow:
         """[P], row by row over the grid of the tower."""
@@ -46,22 +49,28 @@ class ObjectSource:
         return self._masks[view]
 
 
-def given_patches(object_patches: Any, num_views: int, grid_side: int) -> ObjectSource:
-    """From bool [N, P] or [N, grid, grid].
+def check_patches(name: str, patches: Any, num_views: int, grid_side: int, meaning: str) -> Bool[Tensor, "n p"]:
+    """From bool [N, P] or [N, grid, grid], in main memory.
 
     Raises:
         ValueError: for another type or number.
     """
-    masks = torch.as_tensor(object_patches).cpu()
-    expected = f"torch.bool [{num_views}, {grid_side**2}]: one row per picture, True = object"
+    masks = torch.as_tensor(patches).cpu()
+    expected = f"torch.bool [{num_views}, {grid_side**2}]: one row per picture, {meaning}"
     if masks.dtype != torch.bool or masks.ndim not in (2, 3) or len(masks) != num_views:
-        raise ValueError(f"object_patches are {masks.dtype} {list(masks.shape)}, expected {expected}")
+        raise ValueError(f"{name} are {masks.dtype} {list(masks.shape)}, expected {expected}")
     flat = masks.flatten(1)
     if flat.shape[1] != grid_side**2:
         raise ValueError(
-            f"object_patches have {flat.shape[1]} patches, expected {expected}; make them with "
+            f"{name} have {flat.shape[1]} patches, expected {expected}; make them with "
             "scene.patch_mask.patch_masks for this tower"
         )
+    return flat
+
+
+def given_patches(object_patches: Any, num_views: int, grid_side: int) -> ObjectSource:
+    """From bool [N, P] or [N, grid, grid]."""
+    flat = check_patches("object_patches", object_patches, num_views, grid_side, "True = object")
     return ObjectSource(num_views, lambda views: [flat[view] for view in views], is_known=True)
 
 
@@ -100,7 +109,7 @@ def detected(
         sources: their files, for detectors that look answers up.
     """
     views = views_of([picture.shape[:2] for picture in pictures], spec)
-    found: dict[int, np.ndarray] = {}
+    found: dict[int, Detections] = {}
     together = bool(getattr(detector, "sees_clips", False))
 
     def find(asked: Sequence[int]) -> list[PatchRow]:
@@ -108,10 +117,12 @@ def detected(
         named = None if sources is None else [sources[each] for each in wanted]
         if wanted:
             answers = detector.detect([pictures[each] for each in wanted], named)
-            found.update((each, answer.pixel_mask()) for each, answer in zip(wanted, answers, strict=True))
-        return [_patches(found[views[each][0]], views[each][1], rule) for each in asked]
+            found.update(zip(wanted, answers, strict=True))
+        source.failures |= {each: why for each in asked if (why := found[views[each][0]].failure) is not None}
+        return [_patches(found[views[each][0]].pixel_mask(), views[each][1], rule) for each in asked]
 
-    return ObjectSource(len(views), find, is_known=False, together=together)
+    source = ObjectSource(len(views), find, is_known=False, together=together)
+    return source
 
 
 def views_of(sizes: Sequence[tuple[int, int]], spec: VisualSpec) -> list[tuple[int, ViewMap]]:

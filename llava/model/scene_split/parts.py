@@ -20,6 +20,9 @@ from llava.scene.cache.request import CacheScope
 from llava.scene.patch_mask import PatchRule
 from llava.scene.split import places_of_cells
 
+LENGTH_DEPENDENT_ROPES = ("dynamic", "longrope")
+"""Rotary embeddings whose frequencies change with the length of the sequence."""
+
 
 @dataclass(frozen=True, eq=False)
 class SplitParts:
@@ -90,6 +93,13 @@ class SplitParts:
         row, column = first_patch // self.grid_side // self.cell, first_patch % self.grid_side // self.cell
         return (row * self.coarse_side + column).argsort()
 
+    @cached_property
+    def cell_of_patch(self) -> Int[Tensor, "p"]:
+        """Index of the cell that each patch of the tower's grid lies in."""
+        patches = torch.arange(self.grid_side**2)
+        row, column = patches // self.grid_side, patches % self.grid_side
+        return (row // self.cell) * self.coarse_side + column // self.cell
+
     def places(self, cells: Int[Tensor, "n"]) -> Int[Tensor, "m"]:
         """Ascending places of the tokens of some cells of a picture, as the projector's `PatchGroup` has them."""
         if not len(cells):
@@ -118,6 +128,18 @@ class SplitParts:
         """Of visual tokens."""
         weight = next(self.model.mm_projector.parameters(), None)
         return self.model.vision_tower.dtype if weight is None else weight.dtype
+
+    @property
+    def keeps_kv(self) -> bool:
+        """False where keys of a prefix also depend on how long the sequence becomes, and where layers lie apart.
+
+        The first serve no other prompt, and a cache keeps its values on one device.
+        """
+        if len(set((getattr(self.model.llm, "hf_device_map", None) or {}).values())) > 1:
+            return False
+        rope = getattr(self.model.llm.config, "rope_parameters", None) or {}
+        kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]  # some families have one per layer
+        return not any(each.get("rope_type") in LENGTH_DEPENDENT_ROPES for each in kinds)
 
     def encode_background(self, pixels: Tensor, cells: Int[Tensor, "n"]) -> Float[Tensor, "m d"]:
         """Tokens of the background of one picture [3, H, W], in the order of their places."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -159,8 +159,14 @@ class Suffix:
     is_real: Bool[Tensor, "b m"]
 
 
-def pad_suffixes(embeds: Sequence[Float[Tensor, "_ d"]], position_ids: Sequence[Int[Tensor, "_"]]) -> Suffix:
+def pad_suffixes(
+    embeds: Sequence[Float[Tensor, "_ d"]], position_ids: Sequence[Int[Tensor, "_"]], multiple: int = 1
+) -> Suffix:
     """Suffixes of unequal length as a batch.
+
+    Args:
+        multiple: the batch becomes a multiple of so many tokens long, so that suffixes come in few lengths: what is
+            compiled or captured for a shape is then met again.
 
     Raises:
         ValueError: for a suffix without a token: the last token of a prompt is always computed, never looked up.
@@ -172,13 +178,17 @@ def pad_suffixes(embeds: Sequence[Float[Tensor, "_ d"]], position_ids: Sequence[
             f"suffixes have {lengths} tokens and {found} positions, expected at least one token each, and as many "
             "positions; leave the last token of a prompt out of its prefix"
         )
-    pad: Any = {"batch_first": True, "padding_side": "left"}
     is_real = [torch.ones(length, dtype=torch.bool, device=embeds[0].device) for length in lengths]
+    length = -(-max(lengths) // multiple) * multiple
     return Suffix(
-        embeds=torch.nn.utils.rnn.pad_sequence(list(embeds), **pad),
-        position_ids=torch.nn.utils.rnn.pad_sequence(list(position_ids), **pad),
-        is_real=torch.nn.utils.rnn.pad_sequence(is_real, **pad),
+        embeds=_padded(embeds, length), position_ids=_padded(position_ids, length), is_real=_padded(is_real, length)
     )
+
+
+def _padded(rows: Sequence[Shaped[Tensor, "_ ..."]], length: int) -> Shaped[Tensor, "b m ..."]:
+    """Zeros in front of each row, up to a length."""
+    filler = rows[0].new_zeros(length, *rows[0].shape[1:])  # a row that is as long as all are to be
+    return torch.nn.utils.rnn.pad_sequence([*rows, filler], batch_first=True, padding_side="left")[:-1]
 
 
 @torch.no_grad()

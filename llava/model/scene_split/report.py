@@ -30,6 +30,7 @@ class PictureReport:
         num_background, num_objects: tokens; separators are not counted.
         saved_tokens: positions of the language model that were not computed, text before the picture included.
         detector_ran: for this picture.
+        detector_failure: why it has no answer; the whole picture was then read as one object.
         hit_map: "reused", "recomputed" or "stale" for every cell [rows, columns].
     """
 
@@ -43,6 +44,7 @@ class PictureReport:
     saved_tokens: int
     detector_ran: bool
     hit_map: np.ndarray = field(repr=False, compare=False)
+    detector_failure: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "hit_map"}

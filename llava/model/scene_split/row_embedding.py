@@ -15,11 +15,11 @@ from llava.model.scene_split.prefix import Suffix, pad_suffixes
 from llava.model.scene_split.row_plan import Frame, RowPlan
 
 
-def embed_suffixes(parts: SplitParts, plans: Sequence[RowPlan]) -> Suffix:
-    """What follows the known prefixes of a batch."""
+def embed_suffixes(parts: SplitParts, plans: Sequence[RowPlan], multiple: int) -> Suffix:
+    """What follows the known prefixes of a batch, padded to a multiple of so many tokens."""
     device = parts.model.get_input_embeddings().weight.device
     positions = [plan.layout.position_ids[plan.num_known :].to(device) for plan in plans]
-    return pad_suffixes([_embedded(parts, plan, device) for plan in plans], positions)
+    return pad_suffixes([_embedded(parts, plan, device) for plan in plans], positions, multiple)
 
 
 def _embedded(parts: SplitParts, plan: RowPlan, device: torch.device) -> Float[Tensor, "m d"]:

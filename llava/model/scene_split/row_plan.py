@@ -36,18 +36,22 @@ class SceneChoices:
     Attributes:
         cache: None computes everything.
         picture_ids: the caller's names of the pictures, which say what is tried first.
+        moved_patches: bool [N, P] or [N, grid, grid] of all views, True = moved since the last frame, as a codec tells.
         allow_guarded: False asks for exact answers although the cache allows similar ones; pre-fusion layers always
             read exact ones.
         keep_objects: also keep keys and values of objects, for further questions about the same picture.
         keep_kv: False keeps tokens only: smaller entries, which are good behind any words.
+        suffix_multiple: what is computed is padded to a multiple of so many tokens.
     """
 
     cache: BackgroundTokenCache | None = None
     cache_salt: str = ""
     picture_ids: Sequence[str | None] | None = None
+    moved_patches: Any = None
     allow_guarded: bool = True
     keep_objects: bool = True
     keep_kv: bool = True
+    suffix_multiple: int = 1
 
 
 @dataclass(kw_only=True)
@@ -94,12 +98,14 @@ class RowPlan:
 
     Attributes:
         num_known: slots at its beginning whose keys and values are known.
+        stale_slots: of those, the ones of cells that changed since: they come as objects, and nobody may see them here.
     """
 
     layout: RowLayout
     frames: list[Frame]
     stretches: list[Stretch]
     num_known: int
+    stale_slots: list[int]
 
     @property
     def chain(self) -> list[KvPrefix]:
@@ -184,6 +190,7 @@ class RowPlanner:
             cell=self.parts.cell,
             background=self._background_cells(view) if is_known else lambda: self._background_cells(view),
             caller_id=None if names is None else names[view],
+            moved=self._moved_cells(view),
             want_kv=want_kv,
             allow_guarded=self.choices.allow_guarded and self.parts.split.prefusion is None,
         )
@@ -192,6 +199,15 @@ class RowPlanner:
             # tokens can stand where the background shows now, keys and values cannot
             return self._asked(cache, replace(request, want_kv=False))
         return answer
+
+    def _moved_cells(self, view: int) -> Bool[Tensor, "cells"] | None:
+        """A cell moved as soon as one of its patches did."""
+        if self.choices.moved_patches is None:
+            return None
+        patches = torch.as_tensor(self.choices.moved_patches[view]).cpu().flatten()
+        moved = torch.zeros(self.parts.coarse_side**2, dtype=torch.bool)
+        moved[self.parts.cell_of_patch[patches]] = True
+        return moved
 
     def _asked(self, cache: BackgroundTokenCache, request: BackgroundRequest) -> Answer:
         with self.watch.stage("lookup"):
@@ -283,7 +299,19 @@ class RowPlanner:
         layout = layout_row(parts.rule, input_ids.cpu(), None, layouts)
         stretches = _stretches(layout, frames)
         num_known = max((each.stop for each in stretches if each.prefix is not None), default=0)
-        return RowPlan(layout=layout, frames=frames, stretches=stretches, num_known=num_known)
+        stale = [slot for each in stretches if each.prefix is not None for slot in self._stale_slots(each, layout)]
+        return RowPlan(layout=layout, frames=frames, stretches=stretches, num_known=num_known, stale_slots=stale)
+
+    def _stale_slots(self, stretch: Stretch, layout: RowLayout) -> list[int]:
+        """Slots of the stale cells of a background that is read as keys and values."""
+        answer, is_slot = stretch.answer, layout.input_ids == self.parts.rule.image_token_id
+        if answer is None or not answer.is_guarded:
+            return []
+        (block,) = [b for b in layout.blocks if b.kind == "background" and b.stop == stretch.stop]
+        slots = is_slot.nonzero()[:, 0]
+        slots = slots[(slots >= block.start) & (slots < block.stop)]
+        stale = torch.searchsorted(self.parts.places(answer.background_ids), self._patch_places(answer.stale_ids))
+        return slots[stale].tolist()
 
 
 def _stretches(layout: RowLayout, frames: Sequence[Frame]) -> list[Stretch]:

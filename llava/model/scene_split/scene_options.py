@@ -19,7 +19,7 @@ from llava.model.scene_split.object_source import ObjectSource, detected, given_
 from llava.model.scene_split.parts import SplitParts
 from llava.model.scene_split.report import FirstTokenClock, SceneAnswer, SceneReport, Stopwatch
 from llava.model.scene_split.row_plan import SceneChoices
-from llava.scene.detector import ObjectDetector
+from llava.scene.detector import GuardedDetector, ObjectDetector
 from llava.scene.token_cache import BackgroundTokenCache
 
 
@@ -35,10 +35,14 @@ class SceneOptions:
         background_cache: None computes everything.
         cache_salt: tenant; entries of one are invisible to the others.
         picture_ids: the caller's names of the views, such as that of a camera. They say what is tried first.
+        moved_patches: bool [N, P] or [N, grid, grid], True = a video codec moved the patch since the last frame: the
+            first filter of similar backgrounds, see `scene.codec_motion`.
         picture_sources: files of the pictures, for detectors that look answers up; `generate_content` only.
         allow_guarded: False asks for exact answers although the cache allows similar ones.
         keep_objects: keep keys and values of objects too, for further questions about the same picture.
         keep_kv: False keeps tokens of backgrounds only: smaller entries, which are good behind any words.
+        suffix_multiple: what follows the known prefixes is padded to a multiple of so many tokens, so that compiled
+            kernels and captured graphs meet few shapes; not for models with sliding windows, which count padding.
         force_scene_split: split the pictures of a model that was trained without it.
         return_provenance: return a `SceneAnswer`.
     """
@@ -49,10 +53,12 @@ class SceneOptions:
     background_cache: BackgroundTokenCache | None = None
     cache_salt: str = ""
     picture_ids: Sequence[str | None] | None = None
+    moved_patches: Any = None
     picture_sources: Sequence[str | Path] | None = None
     allow_guarded: bool = True
     keep_objects: bool = True
     keep_kv: bool = True
+    suffix_multiple: int = 1
     force_scene_split: bool = False
     return_provenance: bool = False
 
@@ -85,9 +91,11 @@ class SceneOptions:
             cache=self.background_cache,
             cache_salt=self.cache_salt,
             picture_ids=self.picture_ids,
+            moved_patches=self.moved_patches,
             allow_guarded=self.allow_guarded,
             keep_objects=self.keep_objects,
             keep_kv=self.keep_kv,
+            suffix_multiple=self.suffix_multiple,
         )
 
 
@@ -182,7 +190,7 @@ def _source(parts: SplitParts, options: SceneOptions, pixels: Tensor, originals:
             raise ValueError("object_masks are of original pictures, which generate does not see; give object_patches")
         sizes = [(picture.height, picture.width) for picture in originals.pictures]
         return given_masks(options.object_masks, sizes, spec, rule)
-    detector = options.detector or parts.model.scene_detector
+    detector = parts.model.scene_detector if options.detector is None else _guarded(options.detector)
     if detector is None:
         return given_patches(
             torch.zeros(len(pixels), parts.grid_side**2, dtype=torch.bool), len(pixels), parts.grid_side
@@ -191,6 +199,11 @@ def _source(parts: SplitParts, options: SceneOptions, pixels: Tensor, originals:
         pictures = [np.asarray(picture) for picture in originals.pictures]
         return detected(detector, pictures, spec, rule, options.picture_sources)
     return detected(detector, _shown(pixels), VisualSpec(image_size=spec.image_size, tokens_per_image=1), rule)
+
+
+def _guarded(detector: ObjectDetector) -> ObjectDetector:
+    """A crash costs the picture that it happens on: it is read as one object, and the report says so."""
+    return detector if isinstance(detector, GuardedDetector) else GuardedDetector(detector)
 
 
 def _shown(pixels: Tensor) -> list[np.ndarray]:

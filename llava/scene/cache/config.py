@@ -84,6 +84,10 @@ class CacheConfig:
             background's own pixels, which are then kept with the value.
         similarity: None serves exact hits only.
         costs: measured seconds by which a request is bypassed where the cache would lose; None never bypasses.
+        min_match_share: a known set of cells is served without asking the request's function only if it holds at least
+            this share of the picture's cells that are not blank: padding, or a corner, is the same in many pictures.
+        detect_every: every so many requests that bring a function it is asked even though a known set matches, so that
+            a background is noticed that has grown since; 0 = never.
         max_patch_sets: with the background left open, at most so many known sets of cells are tried, newest first.
         flight_timeout_s: a request waits at most so long for another one that computes the same value, then computes
             itself; None waits until that one ends.
@@ -98,6 +102,8 @@ class CacheConfig:
     verify: Literal["fingerprints", "pixels"] = "fingerprints"
     similarity: SimilarityConfig | None = None
     costs: MeasuredCosts | None = None
+    min_match_share: float | int = 0.1
+    detect_every: int = 64
     max_patch_sets: int = 32
     flight_timeout_s: float | int | None = None
 
@@ -106,6 +112,10 @@ class CacheConfig:
             raise ValueError(f"verify is '{self.verify}', expected 'fingerprints' or 'pixels'")
         if self.max_patch_sets < 1:
             raise ValueError(f"max_patch_sets is {self.max_patch_sets}, expected at least 1")
+        if not 0 <= self.min_match_share <= 1:
+            raise ValueError(f"min_match_share is {self.min_match_share}, expected a share of 0 to 1")
+        if self.detect_every < 0:
+            raise ValueError(f"detect_every is {self.detect_every}, expected a number of answers, or 0 for never")
         if (self.disk_folder is None) != (self.disk_bytes == 0):
             raise ValueError(
                 f"disk_folder is {self.disk_folder} and disk_bytes {self.disk_bytes}; give both, or neither"
@@ -141,5 +151,5 @@ def _main_memory() -> int:
 
 
 def _disk_of(folder: Path) -> int:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     return shutil.disk_usage(existing).total

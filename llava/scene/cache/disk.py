@@ -58,11 +58,17 @@ class DiskTier:
     def __init__(self, folder: Path, limit: int, counters: Counters) -> None:
         self.folder, self.limit, self._counters = folder, limit, counters
         self.writable = True
-        folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / "writers.lock", timeout=LOCK_TIMEOUT_S)
-        with self._lock:  # nobody writes now, so every unfinished file is one that a killed process left
-            for path in folder.glob("*.tmp"):
-                path.unlink(missing_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._lock:  # nobody writes now, so every unfinished file is one that a killed process left
+                for path in folder.glob("*.tmp"):
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"disk_folder is {folder}, expected a folder that can be written to ({error}); give another one, or "
+                "leave disk_folder and disk_bytes out"
+            ) from error
 
     def __contains__(self, key: str) -> bool:
         return self._path(key).is_file()

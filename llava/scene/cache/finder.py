@@ -17,7 +17,7 @@ from llava.scene.cache.config import CacheConfig
 from llava.scene.cache.cost import worth_looking, worth_serving
 from llava.scene.cache.entries import Entry, Origin, same_array
 from llava.scene.cache.keys import Kind
-from llava.scene.cache.known import CallerHints, KnownSets
+from llava.scene.cache.known import MAX_SCOPES, CallerHints, KnownSets, RecentlyUsed
 from llava.scene.cache.request import BackgroundRequest, ScopeDigests
 from llava.scene.cache.similarity import Match, SimilaritySearch
 from llava.scene.cache.tiers import Lease, TieredStore
@@ -66,6 +66,7 @@ class Finder:
         self._lock = threading.Lock()
         self._known = KnownSets(config.max_patch_sets)
         self._callers = CallerHints()
+        self._undetected: RecentlyUsed[bytes, int] = RecentlyUsed(MAX_SCOPES)
         self._similar = SimilaritySearch(config.similarity, clock) if config.similarity else None
         self._forget_gone_at = 128
 
@@ -95,6 +96,8 @@ class Finder:
             early = self._bypassed(query)
             if early is not None:
                 return early
+        elif callable(query.request.background) and self._is_time_to_detect(query.digests.tokens):
+            return self._after_detector(query, query.answer("miss"))
         ids = query.request.asked_ids if query.has_ids else None
         first = self.exact(query, ids) if query.has_ids else self._by_known_sets(query)
         if first.is_served:
@@ -137,14 +140,31 @@ class Finder:
 
     def _by_known_sets(self, query: Query) -> Answer:
         """Cells of which a value exists, and which show in this picture what they showed then."""
+        may_detect = callable(query.request.background)
         for kind in query.kinds:
             with self._lock:
                 sets = self._known.of(query.digests.of(kind), query.request.grid_bytes)
             for ids in sets:
                 answer = self.exact(query, ids, (kind,))
-                if answer.is_served:
+                if not answer.is_served:
+                    continue
+                if not may_detect or self._tells_enough(query.request, ids):
                     return answer
+                answer.release()
         return query.answer("miss")
+
+    def _is_time_to_detect(self, scope: bytes) -> bool:
+        """Once in a while: a background that was known while something stood before it has grown meanwhile."""
+        every = self._config.detect_every
+        with self._lock:
+            count = (self._undetected.get(scope) or 0) + 1
+            self._undetected.set(scope, count % every if every else 0)
+        return bool(every) and count == every
+
+    def _tells_enough(self, request: BackgroundRequest, ids: Int32[ndarray, "n"]) -> bool:
+        """The cells are more than the padding that this picture shares with others, or a corner of it."""
+        shown = ~request.is_blank
+        return bool(shown[ids].sum() >= self._config.min_match_share * shown.sum())
 
     def _after_detector(self, query: Query, before: Answer) -> Answer:
         """The answer for the cells that the request's detector finds; the reason from before it if there is no other.
@@ -152,9 +172,12 @@ class Finder:
         Similarity is tried again: now a large object no longer hides what is behind it, nor passes for a camera that
         moved.
         """
+        early = self._bypassed(query)
+        if early is not None:
+            return early
         ids = query.request.asked_ids
         found = self.exact(query, ids)
-        if found.is_served or found.provenance == "bypass:no_background":
+        if found.is_served:
             return found
         found = self._or_similar(query, found, ids)
         if found.provenance == "miss":

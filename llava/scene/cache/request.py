@@ -160,6 +160,16 @@ class BackgroundRequest:
         return self.grid.cells(self.frames)
 
     @cached_property
+    def is_blank(self) -> Bool[ndarray, "p"]:
+        """Cells of one colour: they tell nothing about a picture."""
+        channels = self.cells.reshape(self.grid.num_cells, self.frames.shape[1], -1)  # [P, c, pixels]
+        some = channels[:, :, :: max(1, channels.shape[2] // 8)]
+        blank = (some == some[:, :, :1]).flatten(1).all(1)  # nearly all others are out by a few pixels
+        rest = channels[blank]
+        blank[blank.clone()] = (rest == rest[:, :, :1]).flatten(1).all(1)
+        return blank.cpu().numpy()
+
+    @cached_property
     def leaves(self) -> UInt8[ndarray, "p 32"]:
         return leaf_digests(self.cells)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,9 +57,17 @@ class YoloDetector:
         if not (image_size in (None, "native") or (isinstance(image_size, int) and image_size >= 32)):
             raise ValueError(f"image_size is {image_size!r}, expected at least 32 pixels, 'native' or None")
         self.model = load_model(weights)
+        self._one_at_a_time = threading.Lock()
         self.confidence, self.keep, self.batch, self.device = confidence, keep, batch, device
         self.image_size = image_size or int(self.model.overrides.get("imgsz") or DEFAULT_SIDE)
         self.class_ids = None if classes is None else _class_ids(classes, self.model.names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies, and detectors in other processes, have a lock of their own."""
+        return {name: value for name, value in vars(self).items() if name != "_one_at_a_time"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _one_at_a_time=threading.Lock())
 
     def detect(self, pictures: Sequence[Picture], sources: Sequence[str | Path] | None = None) -> list[Detections]:
         check_pictures(pictures)
@@ -74,20 +83,21 @@ class YoloDetector:
         return [answers[place] for place in range(len(pictures))]
 
     def _detect_equal(self, pictures: list[Picture]) -> list[Detections]:
-        """Pictures of one size, at most `batch` of them."""
+        """Pictures of one size, at most `batch` of them. A model of ultralytics keeps the state of a call in itself."""
         height, width = pictures[0].shape[:2]
         is_native = self.image_size == "native"
         frame = Frame.around(height, width) if is_native else Frame.around(height, width, stride=1)
-        results = self.model.predict(
-            [np.ascontiguousarray(frame.put(picture)[..., ::-1]) for picture in pictures],  # ultralytics reads BGR
-            imgsz=[frame.outer_height, frame.outer_width] if is_native else self.image_size,
-            conf=self.confidence,
-            classes=self.class_ids,
-            device=self.device,
-            retina_masks=True,  # masks in the size of the picture
-            verbose=False,
-            save=False,
-        )
+        with self._one_at_a_time:
+            results = self.model.predict(
+                [np.ascontiguousarray(frame.put(picture)[..., ::-1]) for picture in pictures],  # ultralytics reads BGR
+                imgsz=[frame.outer_height, frame.outer_width] if is_native else self.image_size,
+                conf=self.confidence,
+                classes=self.class_ids,
+                device=self.device,
+                retina_masks=True,  # masks in the size of the picture
+                verbose=False,
+                save=False,
+            )
         found = [_read(result, frame) for result in results]
         return [answer.most_confident() for answer in found] if self.keep == "best" else found
 
@@ -146,7 +156,7 @@ def _import_yolo() -> Any:
     except ImportError as error:
         raise ImportError(
             f"detector 'yolo' needs the package ultralytics ({error}): pip install 'llava[yolo]' "
-            "(pip install ultralytics); without it use the detectors 'precomputed' or 'motion'"
+            "(pip install ultralytics-opencv-headless); without it use the detectors 'precomputed' or 'motion'"
         ) from error
     finally:
         Image.open = open_picture

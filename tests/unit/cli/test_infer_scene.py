@@ -63,6 +63,18 @@ def test_a_background_of_an_earlier_run_is_found_on_disk(folder: Path, tmp_path:
     assert told(capsys)["answer"] == result["answer"]
 
 
+def test_a_background_within_the_noise_of_the_camera_is_served_by_request(folder: Path, tmp_path: Path, capsys: Any):
+    noisy = np.asarray(Image.open(folder / "red.png")).astype(int)
+    noisy = noisy + np.random.default_rng(1).integers(-1, 2, noisy.shape)
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(tmp_path / "noisy.png")
+    kept = ["--background-cache", tmp_path / "kept", *detector(folder), "--json", "--noise", 1]
+    assert infer(folder, "--media", folder / "red.png", *kept) == 0
+    capsys.readouterr()
+    for flags, expected in ((kept, "guarded"), (kept[:-2], "miss")):
+        assert infer(folder, "--media", tmp_path / "noisy.png", *flags) == 0
+        assert told(capsys)["requests"][0]["pictures"][0]["background"] == expected
+
+
 def test_the_profile_has_a_line_per_request_and_the_answer_stays_alone_on_standard_output(folder: Path, capsys: Any):
     arguments = ["--media", folder / "red.png", *detector(folder)]
     assert infer(folder, *arguments) == 0
@@ -82,6 +94,14 @@ def test_a_model_without_the_split_tells_its_times(folder: Path, capsys: Any):
     assert "first token" in capsys.readouterr().err
 
 
+def test_a_detector_that_has_no_answer_costs_its_picture_and_is_told(folder: Path, capsys: Any):
+    """Nobody wrote masks beside this picture."""
+    assert infer(folder, "--media", folder / "red.png", "--detector", "precomputed", "--profile") == 0
+    told_of = " ".join(capsys.readouterr().err.split())
+    assert "0 tokens; objects computed, 4 tokens" in told_of
+    assert "the detector failed and the whole picture was read as one object" in told_of
+
+
 @pytest.mark.parametrize("name", ["hits.png", "hits.html"])
 def test_the_drawing_shows_what_was_reused(folder: Path, name: str, tmp_path: Path, capsys: Any):
     arguments = ["--media", folder / "red.png", folder / "blue.png", *detector(folder), "--background-cache"]
@@ -95,6 +115,8 @@ def test_the_drawing_shows_what_was_reused(folder: Path, name: str, tmp_path: Pa
     ("arguments", "words"),
     [
         (["--background-cache"], "--background-cache speaks of pictures and --media has none"),
+        (["--noise", "2", "--media", "red.png"], "add --background-cache"),
+        (["--noise", "-1", "--background-cache", "--media", "red.png"], "--noise is -1.0, expected"),
         (["--repeat", "0"], "--repeat is 0, expected at least 1"),
         (["--repeat", "2"], "add --profile or --json"),
         (["--detector-options", "weights=a.pt"], "add --detector"),

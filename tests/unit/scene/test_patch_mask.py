@@ -1,5 +1,10 @@
 """Boxes and masks on the patch grid: numbers by hand, then properties on random boxes."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -172,3 +177,44 @@ def test_larger_rules_contain_smaller_ones(boxes, height, width, cell):
     for smaller, larger in ((shared, covered), (covered, reached), (reached, snapped), (snapped, grown)):
         assert not (smaller & ~larger).any()
     assert covered.any() == mask.any()
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_shares_are_sums_of_overlaps_exactly(height: int, width: int, seed: int):
+    draw = np.random.default_rng(seed)
+    mask = draw.random((height, width)) < draw.choice([0.0, 0.02, 0.5, 1.0])
+    view = one_view(28, height, width)
+    expected = view.rows.overlap(7) @ mask.astype(np.float64) @ view.columns.overlap(7).T
+    assert np.array_equal(patch_shares(mask, view, 7), expected / (7 * height * 7 * width))
+
+
+OTHER_THREADS = """
+import os, time
+import numpy as np
+from llava.scene.geometry import one_view
+from llava.scene.patch_mask import PatchRule, to_patches
+
+def others():
+    tasks = set(os.listdir("/proc/self/task")) - {str(os.getpid())}
+    return sum(int(open(f"/proc/self/task/{task}/schedstat").read().split()[0]) for task in tasks)
+
+def spent(work):
+    begin = others()
+    work()
+    time.sleep(0.15)
+    return others() - begin
+
+mask, view, large = np.ones((336, 336), bool), one_view(336, 336, 336), np.ones((512, 512))
+print(spent(lambda: to_patches(mask, view, PatchRule(patch_size=14))), spent(lambda: large @ large))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="needs Linux's times of every thread")
+def test_no_other_thread_works_while_a_mask_becomes_patches_or_after():
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
+    run = subprocess.run([sys.executable, "-c", OTHER_THREADS], env=env, capture_output=True, text=True, check=True)
+    by_us, by_a_product = map(int, run.stdout.split())  # nanoseconds
+    if by_a_product < 1_000_000:
+        pytest.skip("this numpy has no threads of its own, or one core to run on")
+    assert by_us < 200_000

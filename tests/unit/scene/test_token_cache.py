@@ -388,6 +388,8 @@ def test_pixels_of_every_dtype_have_fingerprints():
         (lambda: cache(write_through=True), "without a disk tier"),
         (lambda: cache().invalidate(model_state=""), "non-empty"),
         (lambda: cache(max_patch_sets=0), "at least 1"),
+        (lambda: cache(min_match_share=1.5), "expected a share of 0 to 1"),
+        (lambda: cache(detect_every=-1), "or 0 for never"),
     ],
 )
 def test_bad_input_is_named(make, told):

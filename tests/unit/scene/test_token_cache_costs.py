@@ -60,6 +60,19 @@ def test_requests_that_lose_even_on_a_hit_are_bypassed_and_not_stored():
     assert store.stats.entries_by_tier["device"] == 0
 
 
+def test_what_a_detector_leaves_is_bypassed_too_where_it_is_too_little():
+    store, calls = cache(costs=COSTS), []
+
+    def detect() -> list[int]:
+        calls.append(1)
+        return [0, 1, 2]
+
+    for _ in range(2):
+        with store.get_or_compute(request(background=detect), encode) as answer:
+            assert answer.provenance == "bypass:cost" and answer.background_ids.tolist() == [0, 1, 2]
+    assert store.stats.entries_by_tier["device"] == 0 and len(calls) == 2
+
+
 def test_an_entry_on_a_slow_disk_is_computed_instead_and_then_lies_on_the_device(tmp_path):
     tier = {"disk_folder": tmp_path, "disk_bytes": 2**20, "write_through": True}
     fill(cache(**tier), request())

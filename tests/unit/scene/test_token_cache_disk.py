@@ -216,6 +216,13 @@ def test_a_full_disk_ends_writing_and_nothing_else(tmp_path):
     assert list(tmp_path.glob("*.tmp")) == []
 
 
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "cache").write_text("something else")
+    for folder in (tmp_path / "cache", tmp_path / "cache" / "below"):
+        with pytest.raises(ValueError, match=rf"disk_folder is {folder}, expected a folder that can be written to"):
+            on_disk(folder)
+
+
 def test_a_failed_write_is_reported_once_with_what_to_do(tmp_path, monkeypatch, caplog):
     store = on_disk(tmp_path)
 

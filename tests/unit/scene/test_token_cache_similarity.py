@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llava.scene.cache.camera import CameraMotion, camera_motion
 from llava.scene.cache.grid import CellGrid
 from llava.scene.cache.guard import cell_differences, differs
-from llava.scene.token_cache import BackgroundValue, estimate_noise
+from llava.scene.token_cache import BackgroundTokenCache, BackgroundValue, estimate_noise
 from tests.unit.scene.token_cache_room import BACKGROUND, CELL, NOISE, SIDE, ask, mark, similar, store_of, view
 from tests.unit.scene.token_cache_toy import cache, encode, encode_with_kv, fill, provenance, scope
+
+
+@functools.cache
+def room() -> BackgroundTokenCache:
+    """The empty room's cache, made once for all examples of a property."""
+    return store_of(view(), refresh_every=10_000)
 
 
 def test_noise_alone_is_served_and_says_that_it_is_guarded():
@@ -64,6 +73,23 @@ def test_a_faint_change_is_found_where_it_is_wide():
     faint = faint.clamp(0, 255).to(torch.uint8)
     assert store_of(view(), windows=(1,)).lookup(ask(faint)).stale_ids.tolist() == []
     assert store_of(view(), windows=(1, 4)).lookup(ask(faint)).stale_ids.tolist() == [0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cell=st.integers(0, 47), y=st.integers(0, CELL - 1), x=st.integers(0, CELL - 1), channel=st.integers(0, 2),
+    by=st.integers(18, 127), noise_seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_patch_in_which_one_pixel_differs_is_never_taken_from_the_cache(cell, y, x, channel, by, noise_seed):
+    """Six deviations of two pixels' noise are 17 levels: 18 levels in one value of one pixel are more."""
+    seen, (row, column) = view(), divmod(cell, SIDE // CELL)
+    place = channel, row * CELL + y, column * CELL + x
+    seen[place] = seen[place] + by if seen[place] < 128 else seen[place] - by
+    quiet = torch.from_numpy(np.random.default_rng(noise_seed).integers(-1, 2, tuple(seen.shape)))
+    quiet[place] = 0
+    with room().lookup(ask((seen.int() + quiet).clamp(0, 255).to(torch.uint8))) as answer:
+        assert answer.provenance == "guarded"
+        assert answer.stale_ids.tolist() == [cell] and cell in answer.object_ids.tolist()
 
 
 def test_windows_do_not_blame_a_cell_for_its_neighbour():

@@ -1,6 +1,9 @@
 """YOLO models of ultralytics: an untrained one through the whole path; nothing fetched, nothing written to the home."""
 
+import copy
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
@@ -46,6 +49,28 @@ def test_an_untrained_segmenter_goes_through_the_whole_path(segmenter):
     for again in answers[2:]:  # in one call with a mate, and alone in the last call
         assert np.allclose(again.scores, answers[0].scores, atol=1e-5)
         assert np.allclose(again.boxes, answers[0].boxes, atol=1e-2)
+
+
+def test_threads_that_share_a_detector_get_the_objects_of_their_own_pictures(segmenter, monkeypatch):
+    """A call of ultralytics that meets another one mixes up whose pictures it looks at."""
+    predict, inside, most = segmenter.model.predict, [], []
+
+    def watched(pictures, **settings):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        found = predict(pictures, **settings)
+        inside.pop()
+        return found
+
+    shown = [np.full((48, 40, 3), 60 * number, dtype=np.uint8) for number in range(4)]
+    alone = [segmenter.detect([picture])[0] for picture in shown]
+    monkeypatch.setattr(segmenter.model, "predict", watched, raising=False)
+    with ThreadPoolExecutor(4) as pool:
+        together = [answer for (answer,) in pool.map(lambda picture: segmenter.detect([picture]), shown)]
+    assert most == [1] * 4
+    assert all(np.array_equal(one.boxes, other.boxes) for one, other in zip(alone, together, strict=True))
+    assert copy.copy(segmenter)._one_at_a_time is not segmenter._one_at_a_time
 
 
 def test_pillow_stays_as_it_was(segmenter, tmp_path):

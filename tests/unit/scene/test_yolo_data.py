@@ -1,6 +1,8 @@
 """The embedded world's true objects as labels: boxes and outlines by hand, no house in both parts."""
 
+import cv2
 import numpy as np
+import pytest
 from PIL import Image
 
 from llava.navigation.worlds import CameraProfile
@@ -17,16 +19,37 @@ def test_a_box_is_centre_and_size_in_shares_of_the_picture():
     assert line == f"{SHAPES.index('cone')} 0.400000 0.400000 0.400000 0.400000"
 
 
-def test_an_outline_runs_through_the_rim_and_takes_the_larger_part():
+def outline(ids: np.ndarray, name: str = "box") -> np.ndarray:
+    """Corners in pixels [n, 2] of object 1 of a square picture."""
+    (line,) = label_lines(ids, {1: name}, 1, polygons=True)
+    kind, *numbers = line.split()
+    assert kind == str(SHAPES.index(name))
+    return np.array(numbers, float).reshape(-1, 2) * len(ids)
+
+
+def test_an_outline_lies_a_sixteenth_of_a_pixel_inside_the_edges_and_takes_the_larger_part():
     ids = np.zeros((10, 10), np.uint8)
     ids[2:5, 2:5] = ids[7:9, 7:9] = 1
-    (line,) = label_lines(ids, {1: "box"}, 6, polygons=True)
-    kind, *numbers = line.split()
-    points = np.array(numbers, float).reshape(-1, 2) * 10 - 0.5
-    assert kind == str(SHAPES.index("box"))
-    assert sorted({tuple(p) for p in points.round(4)}) == sorted(
-        (x, y) for x in (2, 3, 4) for y in (2, 3, 4) if (x, y) != (3, 3)
-    )
+    corners = sorted((x, y) for x in (2.0625, 4.9375) for y in (2.0625, 4.9375))
+    assert sorted({(x, y) for x, y in outline(ids).round(4).tolist()}) == corners
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_an_outline_filled_by_whole_pixels_is_the_mask_again_at_every_scale(scale):
+    """ultralytics cuts the corners of the enlarged picture down to whole pixels and fills them, rim included."""
+    ids = np.zeros((16, 16), np.uint8)
+    ids[3:9, 2:5] = ids[6:12, 4:11] = ids[2, 13] = 1
+    filled = np.zeros((16 * scale, 16 * scale), np.uint8)
+    cv2.fillPoly(filled, [(outline(ids) * scale).astype(np.int32)], color=1)
+    ids[2, 13] = 0  # the smaller part
+    assert (filled == ids.repeat(scale, axis=0).repeat(scale, axis=1)).all()
+
+
+def test_one_pixel_has_an_outline():
+    ids = np.zeros((8, 8), np.uint8)
+    ids[7, 0] = 1
+    corners = outline(ids)
+    assert corners.min(axis=0).round(4).tolist() == [0.0625, 7.0625] and len(corners) == 4
 
 
 def test_what_nobody_could_name_is_no_label():

@@ -413,12 +413,13 @@ def test_a_model_trained_without_the_split_refuses_a_cache_unless_forced():
         ({"object_masks": [None]}, "object_masks are of original pictures"),
         ({"picture_ids": ["a", "b"]}, "2 picture_ids for 1 pictures"),
         ({"use_cache": False}, "use_cache is False"),
+        ({"background_cache": make_cache(device="meta")}, "keeps values on meta and the model reads them on cpu"),
         ({"past_key_values": object()}, "past_key_values was given beside split pictures"),
     ],
 )
 def test_mistakes_are_named(model: Any, options: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=words):
-        model.generate(prompt(model, 7), hall(), background_cache=make_cache(), **{**GREEDY, **options})
+        model.generate(prompt(model, 7), hall(), **{**GREEDY, "background_cache": make_cache(), **options})
 
 
 def test_wrong_numbers_of_pictures_are_named(model: Any):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from llava.model.scene_split.fingerprint import WeightFingerprint
 from tests.numerics.models import pictures
@@ -56,7 +60,29 @@ def another_layer(model: Any) -> None:
     model.vision_tower.select_layer = -1
 
 
-CHANGES: list[Callable[[Any], None]] = [write_in_place, step, reload, another_tensor, cast, another_layer]
+def cast_to_half_and_back(model: Any) -> None:
+    """Types, names and often addresses are those of before; the values are rounded."""
+    model.to(torch.bfloat16).to(torch.float32)
+
+
+def load_adapter(model: Any) -> None:
+    """LoRA with weights that do something."""
+    settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(3)
+    model.llm = get_peft_model(model.llm, settings)
+    model.eval()
+
+
+def write_around_the_counter(model: Any) -> None:
+    """How DeepSpeed's optimisers bring their step into the model."""
+    for weight in model.parameters():
+        weight.data.copy_(weight.data * 1.01)
+
+
+CHANGES: list[Callable[[Any], None]] = [
+    *(write_in_place, step, reload, another_tensor, cast, another_layer, cast_to_half_and_back, load_adapter),
+    write_around_the_counter,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -73,9 +99,8 @@ def test_a_changed_model_misses_and_answers_as_without_a_cache(change: Callable[
 
 
 def adapted(model: Any) -> Any:
-    settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    model.llm = get_peft_model(model.llm, settings)
-    return model.eval()
+    load_adapter(model)
+    return model
 
 
 def test_adapters_miss_when_they_come_are_switched_off_merged_and_taken_out():
@@ -134,13 +159,58 @@ def test_undoing_a_change_finds_the_old_entries():
     assert provenances(asked(model, ids, image, cache, object_patches=objects(15))) == ["exact_kv"]
 
 
-def test_a_write_around_the_counter_is_seen_after_forget():
+def test_a_new_weight_at_the_address_of_an_old_one_is_another_weight():
+    """The allocator gives the block of a freed tensor to the next one of its size, and both count no write."""
     model, fingerprint = split_model(), WeightFingerprint()
+    layer, times_at_the_old_address = model.llm.model.layers[0].mlp.up_proj, 0
+    for _ in range(20):
+        before, address = fingerprint(model), layer.weight.data_ptr()
+        values = layer.weight.detach() * 1.5
+        layer.weight = nn.Parameter(torch.zeros(1))
+        layer.weight = nn.Parameter(values.clone())
+        times_at_the_old_address += layer.weight.data_ptr() == address
+        assert fingerprint(model) != before
+    assert times_at_the_old_address > 0
+
+
+def test_a_small_step_in_half_precision_around_the_counter_is_seen():
+    """A thousandth of the values move, as where the step is far below the distance of two bfloat16 numbers."""
+    model, fingerprint = split_model().to(torch.bfloat16), WeightFingerprint()
+    before, count = fingerprint(model), fingerprint.num_hashed
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        weight.data.mul_(torch.where(torch.rand(weight.shape) < 1e-3, 1.01, 1.0).to(weight.dtype))
+    assert fingerprint(model) != before
+    assert fingerprint.num_hashed == 2 * count  # nothing is known of the tensors that were not sampled either
+
+
+def test_a_write_to_a_frozen_weight_around_the_counter_is_seen_after_forget():
+    model, fingerprint = split_model().requires_grad_(False), WeightFingerprint()
     before = fingerprint(model)
     model.llm.lm_head.weight.data.mul_(2)
     assert fingerprint(model) == before  # what the documentation says it cannot see
     fingerprint.forget()
     assert fingerprint(model) != before
+
+
+def test_a_copy_of_a_model_has_a_fingerprint_of_its_own():
+    model = split_model()
+    before = model.weight_fingerprint(model)
+    other = copy.deepcopy(model)
+    assert other.weight_fingerprint is not model.weight_fingerprint and other.weight_fingerprint.num_hashed == 0
+    assert pickle.loads(pickle.dumps(model.weight_fingerprint)).num_hashed == 0
+    write_in_place(other)
+    assert other.weight_fingerprint(other) != before == model.weight_fingerprint(model)
+
+
+def test_a_fingerprint_keeps_no_weight_alive():
+    model, fingerprint = split_model(), WeightFingerprint()
+    fingerprint(model)
+    gone = weakref.ref(model.llm.lm_head.weight)
+    storage = StorageWeakRef(model.llm.lm_head.weight.untyped_storage())
+    del model
+    gc.collect()
+    assert gone() is None and storage.expired()
 
 
 def test_autocast_shares_nothing_with_full_precision():
