@@ -1,7 +1,7 @@
 # Needs nothing but Python 3.10+ and make. Another interpreter: make test PYTHON=python3.12
 PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
-EXTRAS := train,eval,video,dev
+EXTRAS := train,eval,video,yolo,dev
 WORKERS ?= 2
 
 VENV := .venv

@@ -1,7 +1,8 @@
 """From a profile to phases: every phase is a list of documented commands, which are printed and can be copied.
 
 data ──> align ──┬──> streaming ──> evaluation ──┬──> report
-                 └──> 8 frames  ──> evaluation ──┘
+                 ├──> 8 frames  ──> evaluation ──┤
+      object detector ──> background and objects ┘
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import llava
 from playground.demo.phases import Command, Phase
 from playground.demo.profiles import Level, Profile
 from playground.demo.progress import log_progress, training_progress
+from playground.demo.scene_phases import scene_phases
 
 START_SECONDS = 20.0
 """A training spends so much more than its budget: imports, tokenizer, first step, the last checkpoint."""
@@ -78,6 +80,8 @@ def make_plan(profile: Profile, run_dir: Path, *, cores: int) -> tuple[Phase, ..
             phases.append(_training(layout, level, ALIGN, cores, cores=cores))
         share = max(1, cores // 2) if profile.side_by_side else cores
         phases += [_training(layout, level, form, share, cores=cores) for form in FORMATS]
+        if level == profile.levels[0]:  # here it takes one core while the evaluations take the other, one by one
+            phases += scene_phases(profile, run_dir, level, _versions())
         phases += [_evaluation(layout, level, form, share) for form in FORMATS]
     phases.append(_report(layout, phases))
     return tuple(phases)

@@ -50,6 +50,7 @@ class Profile:
         image_size: pictures of the world are square.
         flags: added to every training command.
         side_by_side: True trains both formats at once, one core each; False one after the other on all cores.
+        detector_seconds, detector_pictures: budget and data of the object detector.
         data_seconds, evaluation_seconds: expected, for the time left.
     """
 
@@ -61,6 +62,8 @@ class Profile:
     flags: tuple[str, ...] = ()
     stage_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     side_by_side: bool = True
+    detector_seconds: float = 45.0
+    detector_pictures: int = 1500
     pictures: int = 6
     data_seconds: float = 60.0
     evaluation_seconds: float = 60.0
@@ -73,6 +76,7 @@ PROFILES.register("demo")(
         name="demo",
         run_dir="runs/demo",
         levels=(Level(name="one_room", title="one room", houses=4500, align_seconds=180, train_seconds=310),),
+        evaluation_seconds=40.0,
     )
 )
 
@@ -141,7 +145,9 @@ def shortened(profile: Profile, seconds: float, *, houses: int = 200, episodes: 
         for level in profile.levels
     )
     run_dir = f"{profile.run_dir}-quick"
-    return replace(profile, name=f"{profile.name} (quick check)", run_dir=run_dir, levels=levels, data_seconds=10.0)
+    detector = {"detector_seconds": min(seconds, profile.detector_seconds), "detector_pictures": 64}
+    name = f"{profile.name} (quick check)"
+    return replace(profile, name=name, run_dir=run_dir, levels=levels, data_seconds=10.0, **detector)
 
 
 def with_overrides(profile: Profile, overrides: Mapping[str, Any]) -> Profile:

@@ -25,6 +25,8 @@ from playground.demo.profiles import PROFILES, Profile, shortened, with_override
 from playground.demo.report.data import MEASURES, RunData, rate_of
 from playground.demo.report.load import load_run, save_profile
 from playground.demo.runner import PhaseFailed, Runner, exclusive
+from playground.demo.scene_figures import scene_line
+from playground.demo.scene_phases import why_no_detector
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERRUPTED = 130
@@ -97,6 +99,8 @@ def run(profile: Profile, run_dir: Path, *, cores: int, console: Console) -> Non
         save_profile(profile, run_dir)
         seconds = sum(phase.seconds for phase in phases)
         display.say(f"llava demo, profile {profile.name}: {len(phases)} phases on {cores} cores in {run_dir}", "bold")
+        if reason := why_no_detector():
+            display.say(reason, "yellow")
         runner = Runner(phases, run_dir, cores=cores, display=display, cwd=Path.cwd())
         display.say(
             f"about {clock(runner.seconds_planned())} if nothing is there yet ({clock(seconds)} of work)", "dim"
@@ -106,6 +110,8 @@ def run(profile: Profile, run_dir: Path, *, cores: int, console: Console) -> Non
     data = load_run(run_dir)
     for level in data.levels:
         console.print(result_table(data, level))
+    if data.scene.report is not None:
+        console.print(scene_line(data.scene.report), highlight=False)
     console.print(f"wall time {clock(timing['wall_seconds'])}, per phase in {run_dir / 'timing.json'}")
     console.print(f"report: {run_dir / 'report.html'}", style="bold", soft_wrap=True)
 

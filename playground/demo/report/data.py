@@ -54,6 +54,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SceneFindings:
+    """The object detector: what was measured and drawn, or the reason why it was left out."""
+
+    report: Mapping[str, Any] | None = None
+    pictures: Sequence[EpisodePicture] = ()
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunData:
     """A finished (or half finished) demo.
 
@@ -63,6 +72,7 @@ class RunData:
         timing: content of timing.json.
         settings: name -> value, as shown at the end of the page.
         heat_maps: of the next-frame loss, where a run had it and somebody drew them.
+        scene: of the object detector; empty where a run knew none.
     """
 
     title: str
@@ -73,6 +83,7 @@ class RunData:
     settings: Mapping[str, str]
     machine: Mapping[str, str] = field(default_factory=describe_environment)
     heat_maps: Sequence[EpisodePicture] = ()
+    scene: SceneFindings = field(default_factory=SceneFindings)
 
     @property
     def levels(self) -> list[str]:

@@ -13,6 +13,7 @@ from playground.demo.plan import ALIGN, FORMATS, Format, Layout
 from playground.demo.profiles import Level, Profile
 from playground.demo.reconstruction_figures import load_heat_maps
 from playground.demo.report.data import EpisodePicture, Evaluation, RunData, read_json
+from playground.demo.scene_figures import load_scene
 
 PROFILE_FILE = "profile.json"
 
@@ -51,6 +52,7 @@ def load_run(run_dir: Path) -> RunData:
             for form in FORMATS
             for picture in load_heat_maps(layout.model(form.name, level), f"{form.title}, {level.title}")
         ],
+        scene=load_scene(run_dir),
     )
 
 

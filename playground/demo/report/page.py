@@ -13,6 +13,7 @@ from playground.demo.display import clock
 from playground.demo.reconstruction_figures import reconstruction_blocks
 from playground.demo.report import charts
 from playground.demo.report.data import MEASURES, Evaluation, RunData, rate_of, rates_on_level, versions
+from playground.demo.scene_figures import scene_blocks
 
 STYLE = Path(__file__).with_name("report.css")
 POINTS_PER_CURVE = 600
@@ -219,7 +220,13 @@ def render(run: RunData) -> str:
     parts += [curves(run), *(section(*block) for block in reconstruction_blocks(run.curves, run.heat_maps))]
     for level in run.levels:
         parts.append(details(run, level))
-    parts += [episodes(run), costs(run), timing(run), facts(run)]
+    parts += [
+        episodes(run),
+        *(section(*block) for block in scene_blocks(run.scene)),
+        costs(run),
+        timing(run),
+        facts(run),
+    ]
     written = escape(str(run.timing.get("written", "")))
     lead = (
         f"Profile {escape(run.profile)}, {written}. Two ways to put one navigation job to the same small model: a "

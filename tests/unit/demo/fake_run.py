@@ -16,6 +16,21 @@ from playground.demo.report.data import EpisodePicture, Evaluation, RunData
 NUM_EPISODES = 200
 
 
+DETECTOR_REPORT = {
+    "boxes": {"mAP50": 0.625, "mAP50_95": 0.375, "mAP50_any": 0.75, "mAP50_95_any": 0.5},
+    "masks": {"mAP50": 0.5, "mAP50_95": 0.25, "mAP50_any": 0.6875, "mAP50_95_any": 0.4375},
+    "patch_size": 8,
+    "cells": [
+        {"confidence": 0.1, "dilation": 0, "recall": 0.9, "false_share": 0.05},
+        {"confidence": 0.1, "dilation": 1, "recall": 0.99, "false_share": 0.4},
+        {"confidence": 0.25, "dilation": 0, "recall": 0.8, "false_share": 0.01},
+    ],
+    "training_seconds": 45.0,
+    "arguments": {"val": "200"},
+}
+"""As `playground.scene.train_yolo` writes it."""
+
+
 def summary(sr1: float, right: float, sr3: float, **more: float) -> dict[str, Any]:
     values = {
         "success_1m": sr1,

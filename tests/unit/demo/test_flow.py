@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from playground.demo import processes, run_demo
+from playground.demo import processes, run_demo, scene_phases
 from playground.demo.plan import TASKS, make_plan
 from playground.demo.profiles import PROFILES, shortened, with_overrides
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fake_run import fake_run
+from fake_run import DETECTOR_REPORT, fake_run, picture
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -30,6 +30,13 @@ for i in 1 2 3; do echo '{"step": '$i', "total": 3, "share": 1.0, "loss": 0.5, "
     > "$OUTPUT/progress.jsonl"
 echo '{"step": 3, "tokens": 1000, "elapsed": 3}' > "$OUTPUT/training_complete.json"
 """
+DETECTOR = """#!/bin/sh
+mkdir -p "$OUTPUT" && cp "$FAKE_DETECTOR" "$OUTPUT/yolo.json" && touch "$OUTPUT/best.pt"
+"""
+PYTHON = f"""#!/bin/sh
+[ "$2" = llava.scene.draw ] || exec {sys.executable} "$@"
+while [ $# -gt 0 ]; do [ "$1" = --out ] && mkdir -p "$2" && cp "$FAKE_PICTURE" "$2/000000.png"; shift; done
+"""
 EVAL = """#!/bin/sh
 while [ $# -gt 0 ]; do case "$1" in --output-dir) out=$2;; -t) task=$2;; esac; shift; done
 mkdir -p "$out/$task" && cp "$FAKE_RESULTS" "$out/$task/results.json"
@@ -39,7 +46,8 @@ mkdir -p "$out/$task" && cp "$FAKE_RESULTS" "$out/$task/results.json"
 @pytest.fixture
 def stand_ins(tmp_path, monkeypatch):
     """Programs of the same names that answer at once."""
-    programs = {"bin/vila-world": WORLD, "bin/vila-eval": EVAL}
+    programs = {"bin/vila-world": WORLD, "bin/vila-eval": EVAL, "bin/python": PYTHON}
+    programs["scripts/train/yolo_embedded.sh"] = DETECTOR
     programs |= {f"scripts/train/{name}.sh": TRAIN for name in ("align", "sft_episodes", "sft_8frames")}
     for name, text in programs.items():
         path = tmp_path / name
@@ -48,15 +56,19 @@ def stand_ins(tmp_path, monkeypatch):
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     results = tmp_path / "results.json"
     results.write_text(json.dumps(fake_run().evaluations[0].content))
+    files = {"FAKE_RESULTS": results, "FAKE_DETECTOR": tmp_path / "yolo.json", "FAKE_PICTURE": tmp_path / "drawn.png"}
+    files["FAKE_DETECTOR"].write_text(json.dumps(DETECTOR_REPORT))
+    files["FAKE_PICTURE"].write_bytes(picture(0).png)
     real = processes.child_environment
 
     def environment(*args, **options):
         env = real(*args, **options)
         path = os.pathsep.join([str(tmp_path / "bin"), env["PATH"]])
-        return env | {"PATH": path, "PYTHONPATH": str(ROOT), "FAKE_RESULTS": str(results)}
+        return env | {"PATH": path, "PYTHONPATH": str(ROOT), **{name: str(file) for name, file in files.items()}}
 
     monkeypatch.setattr(processes, "child_environment", environment)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scene_phases, "find_spec", lambda name: name)  # installed or not: its programs are stand-ins
     return tmp_path
 
 
@@ -79,7 +91,25 @@ def test_the_demo_ends_with_a_table_and_the_path_of_a_page(stand_ins):
 def test_a_second_demo_reuses_everything(stand_ins):
     demo("--quick", "1")
     _, said = demo("--quick", "1")
-    assert said.count("reused") == 7 and "$" not in said and "74 [68,80]" in said
+    assert said.count("reused") == 9 and "$" not in said and "74 [68,80]" in said
+
+
+def test_the_detector_is_trained_used_and_shown(stand_ins):
+    _, said = demo("--quick", "1")
+    assert "object detector: mAP50 0.625, object cells found 90.0%, background cells taken 5.0%" in said
+    page = (stand_ins / "runs/demo-quick/report.html").read_text()
+    assert "Background and objects" in page and "0.625" in page and "Picture 0" in page
+    assert "--weights runs/demo-quick/detector/best.pt" in page
+
+
+def test_without_ultralytics_the_demo_says_why_it_has_no_detector_and_finishes(stand_ins, monkeypatch):
+    monkeypatch.setattr(scene_phases, "find_spec", lambda name: None)
+    _, said = demo("--quick", "1")
+    assert "pip install 'llava[yolo]'" in said and "Object detector" not in said
+    assert "74 [68,80]" in said and (stand_ins / "runs/demo-quick/report.html").is_file()
+    monkeypatch.setattr(scene_phases, "find_spec", lambda name: name)  # installed since: only what is new runs
+    _, said = demo("--quick", "1")
+    assert said.count("reused") == 6 and "object detector: mAP50 0.625" in said
 
 
 def test_another_seed_redoes_data_and_models(stand_ins):
@@ -98,11 +128,28 @@ def test_every_profile_makes_a_plan_with_its_own_outputs(name, tmp_path):
     assert phases[-1].name == "report" and set(phases[-1].needs) == {phase.name for phase in phases[:-1]}
 
 
-def test_the_short_demo_fits_twelve_minutes_by_its_own_plan(tmp_path):
+def test_the_short_demo_fits_twelve_minutes_by_its_own_plan(tmp_path, monkeypatch):
     from playground.demo.runner import makespan
 
+    monkeypatch.setattr(scene_phases, "find_spec", lambda name: name)
     phases = make_plan(PROFILES["demo"], tmp_path, cores=2)
     assert makespan(phases, {phase.name: phase.seconds for phase in phases}, 2) <= 12 * 60
+
+
+def test_the_detector_takes_a_core_only_after_the_trainings(monkeypatch, tmp_path):
+    monkeypatch.setattr(scene_phases, "find_spec", lambda name: name)
+    phases = {phase.name: phase for phase in make_plan(PROFILES["full"], tmp_path, cores=2)}
+    names = list(phases)
+    assert names.index("8frames") < names.index("detector") < names.index("eval-streaming")
+    assert phases["detector"].threads == phases["scene"].threads == 1 and phases["scene"].needs == ("detector",)
+    assert [name for name in names if name.startswith(("detector", "scene"))] == [
+        "detector",
+        "scene",
+    ]  # once, not a level
+    drawn = [part for part in phases["scene"].commands[0].argv if part.endswith(".png")]
+    assert len(drawn) == scene_phases.NUM_SHOWN and all("val" in part for part in drawn)
+    quick = {phase.name: phase for phase in make_plan(shortened(PROFILES["full"], 3), tmp_path, cores=2)}
+    assert "--minutes 0.05 " in str(quick["detector"].commands[0])
 
 
 def test_later_levels_go_on_from_the_first_ones_models(tmp_path):
