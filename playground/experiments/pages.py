@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from playground.demo.report.data import versions
 from playground.demo.report.page import STYLE, fact_table, section
+from playground.experiments.common import Outcome
 
 PAGE = "report.html"
 
 
-def save_page(path: Path, *, title: str, lead: str, parts: Sequence[str], written_by: str) -> Path:
-    """
+def save_page(run_dir: Path, results: Outcome, *, title: str, lead: str, parts: Sequence[str], experiment: str) -> Path:
+    """Title, parts, settings and machine as `PAGE` of the run folder; the page's path.
+
     Args:
         lead, parts: HTML already.
-        written_by: folder of the program, for the foot of the page.
+        experiment: its folder, for the foot of the page.
     """
+    path, facts = run_dir / PAGE, facts_section(asdict(results.setting), results.facts)
     content = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE.read_text()}</style></head><body><main>"
-        f'<h1>{escape(title)}</h1><p class="quiet">{lead}</p>{"".join(parts)}'
-        f"<footer>Written by {escape(written_by)}. One file: send it, keep it.</footer>"
+        f'<h1>{escape(title)}</h1><p class="quiet">{lead}</p>{"".join(parts)}{facts}'
+        f"<footer>Written by playground/experiments/{escape(experiment)}. One file: send it, keep it.</footer>"
         "</main></body></html>\n"
     )
     partial = path.with_suffix(".tmp")
@@ -44,6 +48,12 @@ def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll" style="margin-bottom:18px"><table><tr>{head}</tr>{body}</table></div>'
 
 
+def small_span(cell: str) -> str:
+    """HTML of `+1.2 [-0.8, +3.1]`: the interval small, below the number."""
+    middle, _, span = cell.partition(" ")
+    return f"{middle}<small>{escape(span)}</small>"
+
+
 def picture_section(pictures: Sequence[tuple[str, Path]]) -> str:
     figures = []
     for caption, path in pictures:
@@ -55,12 +65,13 @@ def picture_section(pictures: Sequence[tuple[str, Path]]) -> str:
     return section("Pictures", "The same files lie in figures/.", *figures) if figures else ""
 
 
-def state_section(remarks: Sequence[str], failed: Mapping[str, str], missing: Sequence[str]) -> str:
+def state_section(results: Outcome) -> str:
     """What went wrong or is missing; "" where nothing is."""
-    lines = [f"<li>{escape(remark)}</li>" for remark in remarks]
-    lines += [f"<li>failed: {escape(name)}: {escape(text.splitlines()[0])}</li>" for name, text in failed.items()]
-    if missing:
-        lines.append(f"<li>not complete: {escape(', '.join(missing))}</li>")
+    lines = [f"<li>{escape(remark)}</li>" for remark in results.remarks]
+    failed = results.failed.items()
+    lines += [f"<li>failed: {escape(name)}: {escape(text.splitlines()[0])}</li>" for name, text in failed]
+    if results.missing:
+        lines.append(f"<li>not complete: {escape(', '.join(results.missing))}</li>")
     if not lines:
         return ""
     return section("To know before reading", "What went wrong or is missing.", f"<ul>{''.join(lines)}</ul>")

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
 from playground.demo.report.page import section
-from playground.experiments.pages import (
-    PAGE,
-    facts_section,
-    html_table,
-    picture_section,
-    save_page,
-    state_section,
-)
+from playground.experiments.pages import html_table, picture_section, save_page, small_span, state_section
 from playground.experiments.reconstruction.collect import MEASURES, Comparison, Results
 from playground.experiments.reconstruction.plots import draw_all
 from playground.experiments.reconstruction.tables import BUDGETS, FIGURES, PROBES, TITLES, WALKS, difference, number
@@ -37,16 +29,15 @@ def write_page(results: Results, run_dir: Path) -> Path:
         "model that walks to predict the features of the next frame while it learns? All arms of a seed start from one "
         "checkpoint and read the same data in the same order. Differences are paired by seed and house."
     )
-    parts = [state_section(results.remarks, results.failed, results.missing)]
+    parts = [state_section(results)]
     for form in setting.arms:
         for budget, words in BUDGETS.items():
             if rows := results.of(form, budget):
                 parts.append(_results(f"{TITLES[form]}: {words}", rows))
         if rows := [row for row in results.comparisons if row.form == form and not row.arm.is_baseline]:
             parts.append(_figures(f"{TITLES[form]}: the loss itself", rows))
-    parts += [picture_section(pictures), _arms(results), facts_section(asdict(setting), results.facts)]
-    author = "playground/experiments/reconstruction"
-    return save_page(run_dir / PAGE, title="Next-frame loss", lead=lead, parts=parts, written_by=author)
+    parts += [picture_section(pictures), _arms(results)]
+    return save_page(run_dir, results, title="Next-frame loss", lead=lead, parts=parts, experiment="reconstruction")
 
 
 def _results(title: str, rows: Sequence[Comparison]) -> str:
@@ -73,8 +64,7 @@ def _cells(row: Comparison, measures: Sequence[str]) -> list[str]:
         elif row.arm.is_baseline:
             cells.append(number(measure, found.arm))
         else:
-            middle, _, span = difference(measure, found).partition(" ")
-            cells.append(f"{middle}<small>{escape(span)}</small>")
+            cells.append(small_span(difference(measure, found)))
     return cells
 
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
 from playground.demo.report.page import section
-from playground.experiments.pages import (
-    PAGE,
-    facts_section,
-    html_table,
-    picture_section,
-    save_page,
-    state_section,
-)
+from playground.experiments.pages import html_table, picture_section, save_page, small_span, state_section
 from playground.experiments.scene_split.collect import MEASURES, Results, Row
 from playground.experiments.scene_split.disturb import DISTURBANCES
 from playground.experiments.scene_split.plots import draw_all
@@ -47,12 +39,11 @@ def write_page(results: Results, run_dir: Path) -> Path:
         "background and objects of a picture apart, and to reuse backgrounds? Both arms of a seed start from one model "
         "and train as many steps on the same data. Differences are paired."
     )
-    parts = [_goals(results), state_section(results.remarks, results.failed, results.missing)]
+    parts = [_goals(results), state_section(results)]
     parts += [_evaluation(kind, rows) for kind in MEASURES if (rows := results.of(kind))]
     parts += [_kinds(results), _curve(results), picture_section(pictures), _ways(results)]
-    parts += [facts_section(asdict(setting), results.facts)]
-    author = "playground/experiments/scene_split"
-    return save_page(run_dir / PAGE, title="Background/object split", lead=lead, parts=parts, written_by=author)
+    title = "Background/object split"
+    return save_page(run_dir, results, title=title, lead=lead, parts=parts, experiment="scene_split")
 
 
 def _goals(results: Results) -> str:
@@ -64,16 +55,10 @@ def _goals(results: Results) -> str:
     return section("Goals that were set before", lead, html_table(["", "state", "seen"], rows)) if rows else ""
 
 
-def _small(cell: str) -> str:
-    """The interval below the number."""
-    middle, _, span = cell.partition(" ")
-    return f"{middle}<small>{escape(span)}</small>"
-
-
 def _evaluation(kind: str, rows: list[Row]) -> str:
     measures = MEASURES[kind]
     found = [
-        [escape(row.way.title), *(_small(cell_of(row, m)) for m in measures), *sureness(row, measures[0])]
+        [escape(row.way.title), *(small_span(cell_of(row, m)) for m in measures), *sureness(row, measures[0])]
         for row in rows
     ]
     used = [
@@ -100,7 +85,7 @@ def _kinds(results: Results) -> str:
 def _curve(results: Results) -> str:
     rows = [
         [escape(DISTURBANCES[point.disturbance].title), f"{point.noise:g}", percent(point.reused),
-         percent(point.refused), number("right", point.found.arm), _small(difference("right", point.found)),
+         percent(point.refused), number("right", point.found.arm), small_span(difference("right", point.found)),
          point.verdict]
         for point in results.curve
     ]  # fmt: skip

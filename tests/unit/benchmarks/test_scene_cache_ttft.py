@@ -7,8 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from playground.benchmarks.scene_cache_pictures import CHANGES, StillCamera, brighter, shifted
-from playground.benchmarks.scene_cache_ttft import Sample, main, verdict
+from playground.benchmarks.scene_cache.pictures import CHANGES, StillCamera, brighter, shifted
+from playground.benchmarks.scene_cache.results import summarise, tables, verdict
+from playground.benchmarks.scene_cache.samples import Sample
+from playground.benchmarks.scene_cache_ttft import main
 
 CAMERA = StillCamera(side=112, patch=14, share=0.75, seed=1)
 
@@ -54,6 +56,23 @@ def test_the_verdict_is_arithmetic():
     assert found["x_full_new_object"] == pytest.approx(1 / 0.3, abs=1e-3) and found["goal"] == 2.8
     assert found["miss_over_split"] == 1.1
     assert found["break_even_hit_rate"] == pytest.approx(0.1 / 0.8)  # 0.125 * 0.3 + 0.875 * 1.1 = 1
+
+
+def test_a_cell_of_the_result_holds_medians_and_its_factor_of_the_full_path():
+    stages = [{"encoder": 0.1, "prefill": 0.2}, {"encoder": 0.3, "prefill": 0.2}, {"encoder": 0.2, "prefill": 0.2}]
+    hits = [Sample(seconds, 4, 10, "exact_kv", each) for seconds, each in zip((0.5, 0.25, 0.2), stages, strict=True)]
+    full, hit = summarise({("-", "full path", "cold"): [Sample(1.0, 10, 10)], ("0.50", "guarded", "new object"): hits})
+    assert full["x_full"] == 1 and full["stages_ms"] == {}
+    assert (hit["p50_ms"], hit["x_full"], hit["n"]) == (250, 4, 3)
+    assert hit["stages_ms"] == {"encoder": 200, "prefill": 200} and hit["provenance"] == {"exact_kv": 3}
+
+
+def test_the_table_shows_a_case_that_was_measured_and_no_other():
+    cells = summarise({("-", "full path", "cold"): [Sample(1.0, 10, 10)]})
+    clip = {"frames": 8, "tokens_per_picture": 144, "cells": cells}
+    (table,) = tables({"device": "cpu", "clip": clip})
+    assert "8 x 144 tokens" in str(table.title) and table.row_count == 1
+    assert list(table.columns[2].cells) == ["1000.0 (1000.0)\n1.00x -"]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from playground.experiments.reconstruction.collect import collect
 from playground.experiments.reconstruction.plan import Layout
-from playground.experiments.reconstruction.run import report
+from playground.experiments.reconstruction.run import EXPERIMENT
 from playground.experiments.reconstruction.settings import SETTINGS, narrowed
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -98,7 +98,7 @@ def test_a_folder_without_results_says_what_to_do(tmp_path):
 def test_the_page_stands_alone_and_shows_every_picture(run_dir):
     pytest.importorskip("matplotlib")
     sink = io.StringIO()
-    report(SETTING, run_dir, console=Console(file=sink, width=160), failed={"streaming-x-s0": "exit code 1"})
+    EXPERIMENT.report(SETTING, run_dir, console=Console(file=sink, width=160), failed={"streaming-x-s0": "exit code 1"})
     page = (run_dir / "report.html").read_text()
     drawn = {path.stem for path in (run_dir / "figures").glob("*.png")}
     assert drawn == {

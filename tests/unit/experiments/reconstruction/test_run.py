@@ -14,7 +14,7 @@ from rich.console import Console
 from playground.demo.display import Display
 from playground.demo.phases import Command, Phase
 from playground.demo.runner import Runner
-from playground.experiments.reconstruction import run as command
+from playground.experiments.reconstruction.run import EXPERIMENT
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -63,22 +63,22 @@ def test_a_repaired_phase_is_run_again_and_finished_ones_are_reused(tmp_path):
 
 
 def test_arms_formats_and_seeds_are_chosen_on_the_command_line():
-    options = command.build_parser().parse_args(
+    options = EXPERIMENT.parser().parse_args(
         ["--arms", "leaking", "--formats", "8frames", "--seeds", "7", "--equal-cost", "leaking"]
     )
-    names = [run.name for run in command.choose_setting(options).runs()]
+    names = [run.name for run in EXPERIMENT.choose(options).runs()]
     assert names == ["8frames-baseline-s7", "8frames-leaking-s7", "8frames-leaking-cost-s7"]
 
 
 def test_mistakes_in_the_call_are_one_line(capsys):
-    assert command.main(["--setting", "smal"]) == 2
+    assert EXPERIMENT.main(["--setting", "smal"]) == 2
     assert "did you mean 'small'" in capsys.readouterr().err
-    assert command.main(["--arms", "leakin"]) == 2
+    assert EXPERIMENT.main(["--arms", "leakin"]) == 2
     assert "did you mean 'leaking'" in capsys.readouterr().err
 
 
 def test_the_plan_can_be_printed_and_copied(capsys, tmp_path):
-    assert command.main(["--plan", "--run-dir", str(tmp_path), "--cores", "2"]) == 0
+    assert EXPERIMENT.main(["--plan", "--run-dir", str(tmp_path), "--cores", "2"]) == 0
     said = capsys.readouterr().out
     assert "bash scripts/train/sft_episodes.sh" in said and "21 trainings" in said
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from playground.experiments.scene_split import run as command
 from playground.experiments.scene_split.collect import collect, refused_share
 from playground.experiments.scene_split.plan import make_plan
+from playground.experiments.scene_split.run import EXPERIMENT
 from playground.experiments.scene_split.settings import SETTINGS, narrowed
 from playground.experiments.scene_split.tables import tables
 from playground.experiments.scene_split.ways import WAYS
@@ -76,20 +76,20 @@ def test_every_evaluation_gets_the_models_that_its_ways_need(tmp_path):
 
 
 def test_seeds_and_tasks_are_chosen_on_the_command_line(tmp_path):
-    options = command.build_parser().parse_args(["--seeds", "7", "--tasks", "robot"])
-    names = [phase.name for phase in make_plan(command.choose_setting(options), tmp_path, cores=2)]
+    options = EXPERIMENT.parser().parse_args(["--seeds", "7", "--tasks", "robot"])
+    names = [phase.name for phase in make_plan(EXPERIMENT.choose(options), tmp_path, cores=2)]
     assert names == ["data-robot", "robot-start-s7", "robot-full-s7", "robot-split-s7", "eval-robot-s7"]
 
 
 def test_mistakes_in_the_call_are_one_line(capsys, tmp_path):
-    assert command.main(["--setting", "smal"]) == 2
+    assert EXPERIMENT.main(["--setting", "smal"]) == 2
     assert "did you mean 'small'" in capsys.readouterr().err
-    assert command.main(["--report-only", "--run-dir", str(tmp_path)]) == 2
+    assert EXPERIMENT.main(["--report-only", "--run-dir", str(tmp_path)]) == 2
     assert "holds no evaluation" in capsys.readouterr().err
 
 
 def test_the_plan_can_be_printed_and_copied(capsys, tmp_path):
-    assert command.main(["--plan", "--run-dir", str(tmp_path), "--cores", "2"]) == 0
+    assert EXPERIMENT.main(["--plan", "--run-dir", str(tmp_path), "--cores", "2"]) == 0
     said = capsys.readouterr().out
     assert "bash scripts/train/sft_8frames.sh" in said and "27 trainings" in said and "--object-masks" in said
 
@@ -169,7 +169,7 @@ def test_what_is_not_there_yet_is_said_and_the_rest_is_compared(run_dir):
 
 def test_tables_pictures_and_page_show_all_of_it(run_dir):
     sink = io.StringIO()
-    command.report(SETTING, run_dir, console=Console(file=sink, width=160), failed={"data-walk": "no room\nmore"})
+    EXPERIMENT.report(SETTING, run_dir, console=Console(file=sink, width=160), failed={"data-walk": "no room\nmore"})
     said, page = sink.getvalue(), (run_dir / "report.html").read_text()
     for words in ("Goals that were set before", "split + exact cache", "JPEG, quality 85", "without eyes", "no room"):
         assert words in said and words in page, words
@@ -182,7 +182,7 @@ def test_one_task_alone_has_tables_and_a_page(tmp_path):
     alone = narrowed(SETTING, tasks=("robot",), seeds=(0,))
     run_dir = write_evaluations(alone, tmp_path / "run", {})
     assert len(list(tables(collect(alone, run_dir, failed={})))) == 3
-    command.report(alone, run_dir, console=Console(file=io.StringIO(), width=160))
+    EXPERIMENT.report(alone, run_dir, console=Console(file=io.StringIO(), width=160))
     assert (run_dir / "report.html").is_file()
 
 

@@ -1,0 +1,1 @@
+"""The parts of `playground.benchmarks.scene_cache_ttft`, one duty per file."""
