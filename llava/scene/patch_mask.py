@@ -101,7 +101,7 @@ def patch_shares(mask: Bool[np.ndarray, "h w"], view: ViewMap, patch_size: int) 
 
 def _between(rows: np.ndarray, mask: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """rows @ mask @ columns.T, over the rectangle that has objects; sums of integers, so exact in float64."""
-    high, wide = _stretch(mask.any(axis=1)), _stretch(mask.any(axis=0))
+    high, wide = (_stretch(np.any(mask, axis=axis)) for axis in (1, 0))
     inner = mask[high, wide].astype(np.float64)
     return _in_bins(columns[:, wide], _in_bins(rows[:, high], inner).T).T
 

@@ -16,8 +16,9 @@ from llava.model.checkpoints import autoregressive
 from llava.model.checkpoints.adapter import AdapterOnBase, read_over, write_adapter
 from llava.train import checkpointing, sharded_optimizer
 from llava.train.background import BackgroundWriter, snapshot
-from llava.train.disk_space import expected_size, require_space
-from llava.train.resume import RunLayout, check_layout, engine_of
+from llava.train.disk_space import expected_size, model_size, require_space
+from llava.train.fsdp_on_cpu import shard_on_cpu
+from llava.train.resume import RunLayout, check_layout, engine_of, read_converted
 from llava.utils.distributed import gather_objects
 
 logger = logging.getLogger(__name__)
@@ -61,17 +62,25 @@ class CheckpointTrainer(Trainer):
 
     # ---- engine ----
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if shard_on_cpu(self.accelerator, self.args.fsdp_plugin_args):
+            self.is_fsdp_enabled = True
+
     @property
     def layout(self) -> RunLayout:
         """How this run is spread over processes."""
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None) if self.is_deepspeed_enabled else None
         sharing = max(1, getattr(self.args, "seq_parallel_size", 1))  # ranks that read the same samples
         return RunLayout(
-            engine=engine_of(plugin, self.is_fsdp_enabled, is_fsdp2=self.is_fsdp2),
+            engine=engine_of(self._deepspeed_plugin, self.is_fsdp_enabled, is_fsdp2=self.is_fsdp2),
             world_size=self.args.world_size,
             batches_per_step=self.args.world_size // sharing * self.args.gradient_accumulation_steps,
             samples_per_batch=self._train_batch_size,
         )
+
+    @property
+    def _deepspeed_plugin(self) -> Any:
+        return getattr(self.accelerator.state, "deepspeed_plugin", None) if self.is_deepspeed_enabled else None
 
     @property
     def is_fsdp2(self) -> bool:
@@ -142,6 +151,21 @@ class CheckpointTrainer(Trainer):
             moments=3 if self.is_deepspeed_enabled else 2,
         )
 
+    def require_room_for_model(self) -> None:
+        """Before a run, so that it is not for nothing, and before its end. Every rank must call it.
+
+        Raises:
+            OSError: the disk has no room for the trained model.
+        """
+        model: Any = self.accelerator.unwrap_model(self.model)
+
+        def check() -> None:
+            if self.args.should_save:
+                needed = model_size(model, trained_only=self.adapter is not None)
+                require_space(Path(self.args.output_dir or "."), needed, "the trained model")
+
+        self._together(check)
+
     def _rest_of_save(self, output_dir: Path, name: str) -> Callable[[], None]:
         """What completes the checkpoint; it reads nothing that the training goes on changing."""
         staged, later = output_dir / checkpointing.STAGING / name, list(self._later or ())
@@ -169,7 +193,7 @@ class CheckpointTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.is_fsdp2:  # transformers gathers the weights for one kind of state dict only
             gathered: Any = self.accelerator.get_state_dict(self.model)
-            self._save(output_dir, gathered)
+            self._save(output_dir, {name: _arrived(weight) for name, weight in gathered.items()})
         else:
             super().save_model(output_dir, _internal_call=_internal_call)
 
@@ -263,10 +287,17 @@ class CheckpointTrainer(Trainer):
         facts = checkpointing.read_json(marker) if marker is not None and marker.is_file() else {}
         if checkpoint is not None:
             check_layout(checkpoint, facts, self.layout, data_position_matters=not self.args.ignore_data_skip)
+            if self._deepspeed_plugin is not None:
+                read_converted(self._deepspeed_plugin, checkpoint, facts, self.args.world_size)
         self.restore_facts(facts)
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.finish_saving()
         return result
+
+
+def _arrived(weight: torch.Tensor) -> torch.Tensor:
+    """A plain tensor: what CPU ranks gather is one only after the first operation that waits for it."""
+    return weight if type(weight) in (torch.Tensor, nn.Parameter) else weight.clone()
 
 
 def _run_all(works: list[Callable[[], Any]]) -> None:

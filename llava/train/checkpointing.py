@@ -121,6 +121,23 @@ def fault_of(checkpoint: Path) -> str | None:
     return None
 
 
+def asked_for(checkpoint: Path) -> Path:
+    """A checkpoint that somebody names; one without a marker may come from other software and is taken.
+
+    Raises:
+        ValueError: there is none, or it was not written to the end.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError(
+            f"--resume_from_checkpoint is {checkpoint}, which is no folder; name a checkpoint, or leave the flag out: "
+            "a run goes on from the newest one in --output_dir by itself"
+        )
+    fault = fault_of(checkpoint)
+    if fault is not None and (checkpoint / MARKER).exists():
+        raise ValueError(f"--resume_from_checkpoint is {checkpoint}, which {fault}; name one that is whole")
+    return checkpoint
+
+
 def newest_checkpoint(output_dir: Path) -> Path | None:
     """The checkpoint to go on from, or None for a fresh start."""
     found = complete_checkpoints(output_dir)

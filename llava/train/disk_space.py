@@ -15,8 +15,11 @@ MARGIN = 1.05
 """Of the expected size: tokenizer, configs, random states and the blocks of the file system come on top."""
 
 
-def require_space(folder: Path, needed: int) -> None:
+def require_space(folder: Path, needed: int, what: str = "the next checkpoint") -> None:
     """
+    Args:
+        what: is to be written, in words.
+
     Raises:
         OSError: the disk of a folder has less room than `needed` bytes and the margin.
     """
@@ -25,8 +28,8 @@ def require_space(folder: Path, needed: int) -> None:
         room, size = _readable(float(free)), _readable(needed * MARGIN)
         raise OSError(
             errno.ENOSPC,
-            f"{folder} has {room} free, the next checkpoint needs {size}; nothing was written and the last checkpoint "
-            "is whole. Free space (--save_total_limit keeps fewer checkpoints) and start the same command again",
+            f"{folder} has {room} free, {what} needs {size}; nothing was written and the last checkpoint is "
+            "whole. Free space (--save_total_limit keeps fewer checkpoints) and start the same command again",
         )
 
 
@@ -42,10 +45,14 @@ def expected_size(output_dir: Path, model: nn.Module, *, trained_only: bool, eng
     sizes = read_json(found[-1] / MARKER).get("files") if found else None
     if sizes:
         return sum(sizes.values())
-    weights = list(model.parameters())
-    written = [p for p in weights if p.requires_grad] if trained_only else weights
-    trained = sum(_numel(p) for p in weights if p.requires_grad)
-    return (1 + engine_copies) * sum(_numel(p) * p.element_size() for p in written) + 4 * moments * trained
+    trained = sum(_numel(p) for p in model.parameters() if p.requires_grad)
+    return (1 + engine_copies) * model_size(model, trained_only=trained_only) + 4 * moments * trained
+
+
+def model_size(model: nn.Module, *, trained_only: bool) -> int:
+    """Bytes of the folder of a model."""
+    weights = (p for p in model.parameters() if p.requires_grad or not trained_only)
+    return sum(_numel(p) * p.element_size() for p in weights)
 
 
 def _numel(parameter: Tensor | Any) -> int:

@@ -8,22 +8,15 @@ from typing import Any
 
 from llava.train.trl_data import as_dataset, preference_pairs
 from llava.train.trl_policy import reference_of
-from llava.train.trl_setup import KeepsFolders, require_trl, run, set_up
-
-require_trl()
-
-from trl import DPOConfig, DPOTrainer  # noqa: E402
+from llava.train.trl_setup import keeps_folders, require_trl, run, set_up
 
 DEFAULTS: dict[str, Any] = {"learning_rate": 5e-7, "beta": 0.1, "max_length": None, "report_to": "none"}
 
 
-class LlavaDPOTrainer(KeepsFolders, DPOTrainer):
-    """trl's trainer, whose checkpoints are the model's folders."""
-
-
-def build_trainer(argv: Sequence[str]) -> LlavaDPOTrainer:
-    """The trainer of a command line; the reference is a frozen copy of the model as it begins."""
-    setup = set_up(_modern(argv), DPOConfig, DEFAULTS)
+def build_trainer(argv: Sequence[str]) -> Any:
+    """trl's DPOTrainer for a command line; the reference is a frozen copy of the model as it begins."""
+    trl = require_trl()
+    setup = set_up(_modern(argv), trl.DPOConfig, DEFAULTS)
     arguments = setup.arguments
     rows = preference_pairs(arguments.data_path, arguments.image_folder, setup.prompt)
     parts: dict[str, Any] = {
@@ -33,7 +26,7 @@ def build_trainer(argv: Sequence[str]) -> LlavaDPOTrainer:
         "train_dataset": as_dataset(rows),
         "processing_class": setup.processor,
     }
-    return LlavaDPOTrainer(**parts)
+    return keeps_folders(trl.DPOTrainer)(**parts)
 
 
 def _modern(argv: Sequence[str]) -> list[str]:

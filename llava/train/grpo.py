@@ -10,23 +10,15 @@ from typing import Any
 
 from llava.train.rewards import action_reward, format_reward
 from llava.train.trl_data import as_dataset, decisions
-from llava.train.trl_setup import KeepsFolders, require_trl, run, set_up
-
-require_trl()
-
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+from llava.train.trl_setup import keeps_folders, require_trl, run, set_up
 
 DEFAULTS: dict[str, Any] = {"learning_rate": 1e-6, "max_completion_length": 32, "report_to": "none"}
 REWARDS = [action_reward, format_reward]
 """Their weights: `--reward_weights 1.0 0.2`."""
 
 
-class LlavaGRPOTrainer(KeepsFolders, GRPOTrainer):
-    """trl's trainer, whose checkpoints are the model's folders."""
-
-
-def build_trainer(argv: Sequence[str], rewards: Sequence[Any] = tuple(REWARDS)) -> LlavaGRPOTrainer:
-    """The trainer of a command line.
+def build_trainer(argv: Sequence[str], rewards: Sequence[Any] = tuple(REWARDS)) -> Any:
+    """trl's GRPOTrainer for a command line.
 
     Args:
         rewards: functions of (completions, answer, **columns).
@@ -34,7 +26,8 @@ def build_trainer(argv: Sequence[str], rewards: Sequence[Any] = tuple(REWARDS)) 
     Raises:
         ValueError: with --beta above 0, for which trl reads a reference model by its own path.
     """
-    setup = set_up(argv, GRPOConfig, DEFAULTS)
+    trl = require_trl()
+    setup = set_up(argv, trl.GRPOConfig, DEFAULTS)
     arguments = setup.arguments
     if setup.config.beta > 0:
         raise ValueError(
@@ -50,7 +43,7 @@ def build_trainer(argv: Sequence[str], rewards: Sequence[Any] = tuple(REWARDS)) 
         "train_dataset": as_dataset(decisions(arguments.data_path, arguments.image_folder, setup.prompt)),
         "processing_class": setup.processor,
     }
-    return LlavaGRPOTrainer(**parts)
+    return keeps_folders(trl.GRPOTrainer)(**parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback
 
 from llava.train.args import TrainingArguments
+from llava.train.batch_plans import DataPlan, build_plan
 from llava.train.checkpoint_trainer import CheckpointTrainer
 from llava.train.clipping import AUXILIARY_NORM, AUXILIARY_PART, clip_in_groups
+from llava.train.data_position import check_position
 from llava.train.flops import FlopCount, try_count_flops, work_of
 from llava.train.gradient_norms import part_norms
 from llava.train.loader import train_loader
@@ -34,13 +37,10 @@ from llava.train.parts import (
 )
 from llava.train.peak import peak_flops
 from llava.train.reconstruction import KeepClipsOnHost, ReconstructionMonitor, with_clips
-from llava.train.samplers import BatchPlan, LengthGroupedBatches, Mixture, PackedBatches, Shard, ShuffledBatches
+from llava.train.samplers import BatchPlan, Mixture
 from llava.train.schedule import TimeBudgetSchedule, TrainClock
-from llava.utils.registry import suggest
 
 logger = logging.getLogger(__name__)
-
-SAMPLERS = ("shuffle", "length", "modality_length")
 
 
 class LLaVATrainer(CheckpointTrainer):
@@ -91,7 +91,7 @@ class LLaVATrainer(CheckpointTrainer):
     # ---- data ----
 
     def get_train_dataloader(self) -> DataLoader:
-        if isinstance(self.train_dataset, IterableDataset):
+        if self._is_stream:
             if self._sequence_group is not None:
                 raise ValueError(
                     f"--seq_parallel_size is {self._sequence_size} and the data is a stream, which is dealt to single "
@@ -108,44 +108,29 @@ class LLaVATrainer(CheckpointTrainer):
             seed=self.args.seed,
         )
 
+    @property
+    def _is_stream(self) -> bool:
+        return isinstance(self.train_dataset, IterableDataset)
+
+    def data_plan(self) -> DataPlan:
+        """What the arguments ask for."""
+        mixture = self.mixture or Mixture(sizes=(len(self.train_dataset),))  # type: ignore[arg-type]
+        groups = self.args.world_size // self._sequence_size
+        return DataPlan.of(self.args, mixture, batch_size=self._train_batch_size, groups=groups)  # type: ignore[arg-type]
+
     def batch_plan(self) -> BatchPlan:
-        """The sampler that the arguments ask for."""
-        args: TrainingArguments = self.args  # type: ignore[assignment]
-        common = {
-            "mixture": self.mixture or Mixture(sizes=(len(self.train_dataset),)),  # type: ignore[arg-type]
-            "seed": args.seed if args.data_seed is None else args.data_seed,
-            "shard": Shard(  # the processes that share a sequence get the same batches
-                rank=args.process_index // self._sequence_size, world_size=args.world_size // self._sequence_size
-            ),
-        }
-        if args.sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler '{args.sampler}'{suggest(args.sampler, list(SAMPLERS))}")
-        if args.tokens_per_batch > 0:
-            lengths = self._need_lengths("--tokens_per_batch")
-            return PackedBatches(**common, lengths=lengths, tokens_per_batch=args.tokens_per_batch)
-        self._warn_of_small_data(common["mixture"].draws)
-        if args.sampler == "shuffle":
-            return ShuffledBatches(**common, batch_size=self._train_batch_size)
-        return LengthGroupedBatches(
-            **common,
-            lengths=self._need_lengths(f"--sampler {args.sampler}"),
-            batch_size=self._train_batch_size,
-            modalities=self.modalities if args.sampler == "modality_length" else None,
-        )
+        """The batches of this rank; the processes that share a sequence get the same ones."""
+        plan = self.data_plan()
+        if plan.tokens_per_batch <= 0:
+            self._warn_of_small_data(plan)
+        rank = self.args.process_index // self._sequence_size
+        return build_plan(plan, rank=rank, lengths=self.lengths, modalities=self.modalities)
 
-    def _warn_of_small_data(self, samples: int) -> None:
-        wanted = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        wanted //= self._sequence_size
-        if samples < wanted:
-            logger.warning(
-                "an epoch has %d samples, a global batch %d: every epoch is one smaller step with all of them",
-                samples, wanted,
-            )  # fmt: skip
-
-    def _need_lengths(self, why: str):
-        if self.lengths is None:
-            raise ValueError(f"{why} needs the length of every sample; pass lengths= to {type(self).__name__}")
-        return self.lengths
+    def _warn_of_small_data(self, plan: DataPlan) -> None:
+        samples = Mixture(sizes=plan.sizes, weights=plan.weights).draws
+        if samples < plan.samples_per_step:
+            text = "an epoch has %d samples, a global batch %d: every epoch is one smaller step with all of them"
+            logger.warning(text, samples, plan.samples_per_step)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -368,6 +353,11 @@ class LLaVATrainer(CheckpointTrainer):
 
     # ---- checkpoints ----
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().train(*args, **kwargs)
+        self._stop_at(self._loss_watch.check())  # of the steps behind the last log line
+        return result
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._stop_at(self._loss_watch.check())  # weights that are no numbers replace no good checkpoint
         with self.meter.paused():
@@ -377,9 +367,14 @@ class LLaVATrainer(CheckpointTrainer):
         facts = {**super().checkpoint_facts(), "elapsed": self.clock.elapsed, "tokens": self.meter.total_tokens}
         if self.reconstruction is not None:
             facts["autoregressive_weight"] = self.reconstruction.state()
+        if not self._is_stream:
+            facts["data"] = self.data_plan().as_dict()
         return facts
 
     def restore_facts(self, facts: dict[str, Any]) -> None:
+        if "data" in facts and not (self._is_stream or self.args.ignore_data_skip):
+            plan_of = partial(build_plan, lengths=self.lengths, modalities=self.modalities)
+            check_position(DataPlan.read(facts["data"]), self.data_plan(), step=facts["step"], plan_of=plan_of)
         self._count_flops()
         self.meter.restart(int(facts.get("tokens", 0)))
         self.clock.start(already=float(facts.get("elapsed", 0.0)))

@@ -227,6 +227,7 @@ def _check(args: RunArguments) -> None:
     if training.group_by_modality_length and "sampler" not in args.given:
         training.sampler = "modality_length"
     _check_batches(args)
+    _check_time_limit(args)
     if training.max_train_seconds > 0 and {"max_steps", "num_train_epochs"} & args.given:
         logger.warning(
             "--max_train_seconds %.0f may end the run before max_steps or num_train_epochs do",
@@ -253,6 +254,20 @@ def _check_batches(args: RunArguments) -> None:
             "--sampler %s has no effect with --tokens_per_batch, whose batches hold samples of all lengths",
             training.sampler,
         )
+
+
+def _check_time_limit(args: RunArguments) -> None:
+    """Minutes are left to train before a run saves; the published ten before the limit are too many for a short one."""
+    limit, reserve = args.training.total_time_limit, args.training.pre_terminate_time
+    if limit <= 0 or 0 <= reserve < limit:
+        return
+    if "pre_terminate_time" in args.given:
+        raise ValueError(
+            f"--pre_terminate_time is {reserve:g} minutes, expected 0 or more and less than --total_time_limit "
+            f"({limit:g}): every start would save and stop at its first step"
+        )
+    args.training.pre_terminate_time = limit / 5
+    logger.info("the run saves %.2g minutes before --total_time_limit %g", limit / 5, limit)
 
 
 def _check_tiles(args: RunArguments) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ def train(
         defaults: an entry point's own defaults, weaker than any flag.
         extra_callbacks: called after those of the command line.
     """
+    began = time.monotonic()
     setup_logging("INFO")
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv, defaults=defaults)
@@ -72,13 +74,17 @@ def train(
         return _reuse(output_dir, finished, args)
     checkpointing.require_writable(output_dir)
     with observed_run(output_dir, args, argv) as run:
-        result = _train(args, output_dir, extra_callbacks, run)
+        result = _train(args, output_dir, extra_callbacks, run, began)
         run.stopped_because = result.stopped_because
     return result
 
 
 def _train(
-    args: RunArguments, output_dir: Path, extra_callbacks: Sequence[TrainerCallback], run: ObservedRun
+    args: RunArguments,
+    output_dir: Path,
+    extra_callbacks: Sequence[TrainerCallback],
+    run: ObservedRun,
+    began: float,
 ) -> TrainResult:
     checkpoint = _resume_from(args, output_dir)
     set_seed(args.training.seed)
@@ -88,11 +94,12 @@ def _train(
     prepared = _prepare(args, checkpoint)
     data = prepare_data(args, prepared)
     data.store_in(prepared.model.config)
-    trainer = build_trainer(args, prepared, data, restored_from=checkpoint)
+    trainer = build_trainer(args, prepared, data, restored_from=checkpoint, began=began)
     log = callbacks.RankLogCallback(output_dir, trainer.meter, with_sample_ids=args.training.log_sample_ids)
     run.closing.append(log.flush)
     for callback in (log, *extra_callbacks):
         trainer.add_callback(callback)
+    trainer.require_room_for_model()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return _finish(trainer, args, output_dir)
 
@@ -120,9 +127,18 @@ def _first_model(args: RunArguments) -> Any:
 
 
 def build_trainer(
-    args: RunArguments, prepared: PreparedModel, data: PreparedData, *, restored_from: Path | None = None
+    args: RunArguments,
+    prepared: PreparedModel,
+    data: PreparedData,
+    *,
+    restored_from: Path | None = None,
+    began: float | None = None,
 ) -> LLaVATrainer:
-    """The trainer with its callbacks; prints and saves the table of what is trained."""
+    """The trainer with its callbacks; prints and saves the table of what is trained.
+
+    Args:
+        began: when `--total_time_limit` began to run (`time.monotonic`); default: now.
+    """
     training, output_dir = args.training, Path(args.training.output_dir or ".")
     if prepared.adapter is None:
         names = ("language_model", "vision_tower", "mm_projector")
@@ -144,7 +160,7 @@ def build_trainer(
         clock=clock,
         restored_from=restored_from,
         adapter=prepared.adapter,
-        callbacks=_callbacks(args, output_dir, clock),
+        callbacks=_callbacks(args, output_dir, clock, began),
     )
     if trainer.is_world_process_zero():
         rows = trainer.parts_table()
@@ -163,12 +179,12 @@ def _clock(args: RunArguments) -> TrainClock:
     return TrainClock(training.max_train_seconds)
 
 
-def _callbacks(args: RunArguments, output_dir: Path, clock: TrainClock) -> list[Any]:
+def _callbacks(args: RunArguments, output_dir: Path, clock: TrainClock, began: float | None) -> list[Any]:
     training = args.training
     limit = training.total_time_limit * 60 if training.total_time_limit > 0 else None
     chosen: list[Any] = [
         callbacks.TimeBudgetCallback(clock, training.save_seconds if training.save_seconds > 0 else None),
-        callbacks.AutoResumeCallback(limit, reserve=training.pre_terminate_time * 60),
+        callbacks.AutoResumeCallback(limit, reserve=training.pre_terminate_time * 60, began=began),
         callbacks.ProgressCallback(output_dir, clock, every=training.progress_seconds),
         callbacks.LossCurveCallback(output_dir),
     ]
@@ -215,7 +231,7 @@ def _resume_from(args: RunArguments, output_dir: Path) -> Path | None:
     barrier()
     asked = args.training.resume_from_checkpoint
     if asked and asked not in ("True", "False"):
-        return Path(asked)
+        return checkpointing.asked_for(Path(asked))
     checkpoint = None if asked == "False" else checkpointing.newest_checkpoint(output_dir)
     found = gather_objects(None if checkpoint is None else checkpoint.name)
     if len(set(found)) > 1:
@@ -267,6 +283,7 @@ def _finish(trainer: LLaVATrainer, args: RunArguments, output_dir: Path) -> Trai
     )
     if reason is not None:
         return TrainResult(output_dir=output_dir, step=step, stopped_because=reason)
+    trainer.require_room_for_model()
     trainer.save_model()
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()

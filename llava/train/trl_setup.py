@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from llava.model.builder import load_pretrained_model
 from llava.navigation.prompt import NavilaFormat
+from llava.train.checkpointing import require_writable
 from llava.train.parts import TABLE_FILE, parts_table, print_table, save_table, set_trainable
 from llava.train.trl_policy import Policy
 from llava.train.trl_processor import PolicyProcessor
@@ -70,6 +71,7 @@ def set_up(argv: Sequence[str], config_class: Callable[..., Any], defaults: dict
     """
     setup_logging("INFO")
     arguments, config = parse(argv, config_class, defaults)
+    require_writable(Path(config.output_dir))
     dtype = getattr(torch, arguments.model_dtype.removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"model_dtype is '{arguments.model_dtype}', expected bfloat16, float32 or float16")
@@ -80,7 +82,6 @@ def set_up(argv: Sequence[str], config_class: Callable[..., Any], defaults: dict
     if config.process_index == 0:
         rows = parts_table(model, learning_rate=config.learning_rate, part_rates={})
         print_table(rows)
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         save_table(rows, Path(config.output_dir) / TABLE_FILE)
     return setup
 
@@ -101,6 +102,10 @@ def parse(argv: Sequence[str], config_class: Callable[..., Any], defaults: dict[
     return arguments, config
 
 
+class TrlMissing(ImportError):
+    """trl is not installed; carries the command that installs it."""
+
+
 class KeepsFolders:
     """Mixin of a trainer of trl: a checkpoint is read back from the folders that `Policy` writes."""
 
@@ -118,15 +123,27 @@ def run(build: Callable[[Sequence[str]], Any], argv: Sequence[str] | None) -> in
         trainer = build(sys.argv[1:] if argv is None else argv)
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
         trainer.save_model()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, TrlMissing) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def require_trl() -> None:
-    """Raises ImportError with the command that installs it."""
+def keeps_folders(trainer: type) -> type:
+    """A trainer of trl whose checkpoints are the model's folders."""
+    return type(f"Llava{trainer.__name__}", (KeepsFolders, trainer), {})
+
+
+def require_trl() -> Any:
+    """The package trl.
+
+    Raises:
+        TrlMissing: it is not installed.
+    """
     try:
-        import trl  # noqa: F401
-    except ImportError as error:
-        raise ImportError("preference and RL training need trl: pip install 'llava[rl]', or pip install trl") from error
+        import trl
+    except ModuleNotFoundError as error:
+        if error.name != "trl":  # installed, and one of its own needs is not: its message says which
+            raise
+        raise TrlMissing("preference and RL training need trl: pip install 'llava[rl]', or pip install trl") from error
+    return trl

@@ -11,12 +11,23 @@ if [ -z "$NODES" ] && [ -n "${SLURM_STEP_NUM_NODES:-}" ]; then
     NODES="$SLURM_STEP_NUM_NODES" CURRENT_RANK="$SLURM_NODEID" MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}"
     [ "$NODES" = 1 ] || MASTER_ADDR="$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)"
 fi
-NODES="${NODES:-1}"
+NODES="${NODES:-1}" NODE="${CURRENT_RANK:-${NODE_RANK:-}}" PORT="${MASTER_PORT:-25001}"
+if [ "$NODES" -gt 1 ] && [ -n "${GPUS_PER_NODE:-}" ] && { [ -z "$NODE" ] || [ -z "${MASTER_ADDR:-}" ]; }; then
+    echo "n_node is $NODES; set MASTER_ADDR to the first machine and CURRENT_RANK to the number of this one, from 0" >&2
+    exit 2
+fi
+is_taken() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+if [ -n "${GPUS_PER_NODE:-}" ] && [ "${NODE:-0}" = 0 ] && is_taken "$PORT"; then
+    if [ -n "${MASTER_PORT:-}" ] || [ "$NODES" -gt 1 ]; then
+        echo "port $PORT of this machine is taken by another program; set MASTER_PORT to a free one on all machines" >&2
+        exit 2
+    fi
+    while is_taken "$PORT"; do PORT=$((PORT + 1)); done
+fi
 LAUNCH=("$PYTHON" -m llava.train.train)
 if [ -n "${GPUS_PER_NODE:-}" ]; then
     LAUNCH=("$PYTHON" -m torch.distributed.run --nnodes "$NODES" --nproc_per_node "$GPUS_PER_NODE"
-        --node_rank "${CURRENT_RANK:-${NODE_RANK:-0}}" --master_addr "${MASTER_ADDR:-127.0.0.1}"
-        --master_port "${MASTER_PORT:-25001}" "$ROOT/llava/train/train_mem.py")
+        --node_rank "${NODE:-0}" --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$PORT" "$ROOT/llava/train/train_mem.py")
 elif [ "$NODES" -gt 1 ]; then
     echo "n_node is $NODES and GPUS_PER_NODE is not set; say how many processes each machine starts" >&2
     exit 2

@@ -42,6 +42,8 @@ ENGINES: dict[str, dict[str, Any]] = {
     "fsdp2": {"fsdp": "full_shard auto_wrap",
               "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}},
 }  # fmt: skip
+WRITTEN_AS = {"one": "plain", "ddp": "plain", "zero3_offload": "zero3"}
+"""Names of these engines in a checkpoint, where they differ."""
 
 
 class MixedData(Dataset[Sample]):
@@ -120,6 +122,7 @@ def main(engine: str, folder: Path, settings: dict[str, Any]) -> int:
         model, args, train_dataset=MixedData(24), data_collator=collator, restored_from=checkpoint,
         callbacks=[stopper, Accident(args.process_index, **accidents)],
     )  # fmt: skip
+    assert trainer.layout.engine == WRITTEN_AS.get(engine, engine), "another engine than the one that is tested"
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model(str(folder / "model"))
     logs = [row for row in trainer.state.log_history if "loss" in row]

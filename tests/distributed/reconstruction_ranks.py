@@ -49,6 +49,7 @@ def main(engine: str, folder: Path, batch: int) -> None:
     data = ToyClips(24, blank=2)
     collator = DataCollator(pad_token_id=0, max_length=64, mode="pad", image_token_id=IMAGE_TOKEN)
     trainer = AutoregressiveTrainer(model, args, train_dataset=data, data_collator=collator, lengths=data.lengths)
+    assert trainer.is_fsdp2 == (engine == "fsdp2")
     trainer.train()
     trainer.save_model(str(folder / "model"))
     logs = [row for row in trainer.state.log_history if "loss" in row]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llava.train.checkpointing import complete_checkpoints
-from tests.distributed.engines import run, start_ranks, wait_for
+from llava.train.resume import RunLayout, check_layout
+from tests.distributed.engines import ENVIRONMENT, run, start_ranks, wait_for
 from tests.distributed.slurm_cluster import wait_until
 
 SLOW = pytest.mark.slow
@@ -101,6 +106,27 @@ def test_deepspeed_refuses_another_number_of_ranks_and_names_the_command_that_co
     assert code == 1
     assert "was written by 2 processes" in errors and "deepspeed.checkpoint.ds_to_universal" in errors
     assert (tmp_path / "two" / "run" / "checkpoint-3" / "global_step3").is_dir()  # as the command says
+
+
+@SLOW
+@pytest.mark.timeout(2500)
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_the_command_that_is_named_converts_and_one_rank_goes_on(engine, tmp_path):
+    """As the error of the test above says; what one rank writes at step 6 is an ordinary checkpoint again."""
+    whole = run(engine, tmp_path / "whole", ranks=2, **SAVING)
+    run(engine, tmp_path / "two", ranks=2, **SAVING | {"max_steps": 3})
+    before = RunLayout(engine=engine, world_size=2, batches_per_step=2, samples_per_batch=2)
+    with pytest.raises(ValueError, match="convert it once") as error:
+        check_layout(
+            tmp_path / "two" / "run" / "checkpoint-3", {"layout": before.as_dict()}, replace(before, world_size=1)
+        )
+    (command,) = (line for line in str(error.value).splitlines() if line.startswith("  python -m deepspeed"))
+    words = [sys.executable, *shlex.split(command)[1:]]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run(engine, tmp_path / "two", ranks=1, **SAVING | {"max_steps": 6})
+    found = run(engine, tmp_path / "two", ranks=1, **SAVING)
+    assert losses(found) == pytest.approx(losses(whole), abs=1e-5)
 
 
 @SLOW

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ import pytest
 import llava
 from llava.train.callbacks.progress import read_progress
 from llava.train.parse import parse_args
+from llava.train.train import main
 from tests.end_to_end.runs import ENVIRONMENT, ROOT
 from tests.unit.train.toy_world import write_toy_world
 
@@ -80,7 +85,7 @@ def test_the_same_script_is_a_process_per_gpu_on_every_machine(script, tmp_path)
 @pytest.mark.parametrize(("script", "samples"), [("pretrain.sh", 1024), ("sft.sh", 2048)])
 @pytest.mark.parametrize(("machines", "gpus"), [(1, 1), (1, 8), (4, 8)])
 def test_a_step_has_as_many_samples_on_any_number_of_gpus(script, samples, machines, gpus, tmp_path):
-    sizes = {"n_node": str(machines), "GPUS_PER_NODE": str(gpus)}
+    sizes = {"n_node": str(machines), "GPUS_PER_NODE": str(gpus), "CURRENT_RANK": "0", "MASTER_ADDR": "first"}
     words = words_of(script, folder=tmp_path, **CLUSTER, **sizes)
     each = int(words[words.index("--per_device_train_batch_size") + 1])
     accumulated = int(words[words.index("--gradient_accumulation_steps") + 1])
@@ -106,6 +111,26 @@ def test_inside_srun_the_machines_are_those_of_the_step(tmp_path):
 def test_several_machines_without_a_number_of_processes_are_refused(tmp_path):
     done = launched("sft.sh", folder=tmp_path, n_node="2")
     assert done.returncode == 2 and "GPUS_PER_NODE is not set" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["CURRENT_RANK", "MASTER_ADDR"])
+def test_several_machines_that_could_not_meet_are_refused(missing, tmp_path):
+    machine = {"n_node": "2", "GPUS_PER_NODE": "8", "CURRENT_RANK": "0", "MASTER_ADDR": "first"}
+    del machine[missing]
+    done = launched("sft.sh", folder=tmp_path, **CLUSTER, **machine)
+    assert done.returncode == 2 and "set MASTER_ADDR to the first machine and CURRENT_RANK" in done.stderr
+
+
+def test_a_port_that_is_taken_is_named_and_the_default_gives_way_on_one_machine(tmp_path):
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # another program has it: as good as this one
+            server.bind(("127.0.0.1", 25001))
+            server.listen()
+        alone = torchrun_of(words_of("sft.sh", folder=tmp_path, **CLUSTER, GPUS_PER_NODE="2"))
+        assert int(alone["--master_port"]) > 25001
+        done = launched("sft.sh", folder=tmp_path, **CLUSTER, GPUS_PER_NODE="2", MASTER_PORT="25001")
+        assert done.returncode == 2 and "port 25001 of this machine is taken" in done.stderr
 
 
 QUICK = "--max_steps 2 --max_train_seconds -1 --vocab_size 400 --logging_steps 1 --report_to none".split()
@@ -155,3 +180,32 @@ def test_one_process_two_processes_and_two_machines_train_the_same(tmp_path):
     one, two, several = ([row["loss"] for row in read_progress(tmp_path / n)] for n in ("one", "two", "machines"))
     assert two == pytest.approx(one, abs=1e-4)
     assert several == pytest.approx(one, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_launcher_of_accelerate_trains_under_fsdp2_what_one_process_does(tmp_path):
+    """The command of scripts/README.md on two CPU ranks; the same losses, and a checkpoint of FSDP2."""
+    world = write_toy_world(tmp_path / "world")
+    flags = (
+        "--model_name_or_path embedded --data_mixture embedded_grounding --stage sft --optim sgd --learning_rate 1e-2 "
+        "--lr_scheduler_type constant --model_max_length 256 --gradient_checkpointing False --save_steps 2 "
+        f"--data_root {world} --max_steps 2 --vocab_size 400 --logging_steps 1 --report_to none"
+    ).split()
+    assert main([*flags, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "one")]) == 0
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "scripts/fsdp2.yaml")]
+    program = [str(ROOT / "llava/train/train_mem.py"), *flags, "--per_device_train_batch_size", "2"]
+    program += ["--output_dir", str(tmp_path / "two")]
+    done = subprocess.run(
+        [*launcher, "--num_processes", "2", "--main_process_port", str(port), *program],
+        env=environment(), cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads((tmp_path / "two" / "checkpoint-2" / "checkpoint_complete.json").read_text())
+    assert (facts["layout"]["engine"], facts["layout"]["world_size"]) == ("fsdp2", 2)
+    one, two = ([row["loss"] for row in read_progress(tmp_path / name)] for name in ("one", "two"))
+    assert len(two) == 2 and two == pytest.approx(one, abs=1e-4)
+    assert llava.load(str(tmp_path / "two"), device="cpu").config.version == "llama_3"

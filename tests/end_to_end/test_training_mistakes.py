@@ -46,12 +46,12 @@ def test_a_mixture_without_samples_is_named(world, tmp_path, capsys):
 
 
 def test_a_full_disk_is_told_before_the_checkpoint_and_the_last_one_stays(world, tmp_path, capsys, monkeypatch):
-    """Room for the first checkpoint, none for the second."""
+    """Room before the run and for the first checkpoint, none for the second."""
     usage, asked = shutil.disk_usage(tmp_path), []
 
     def disk_usage(folder):
         asked.append(folder)
-        return usage if len(asked) == 1 else usage._replace(free=1000)
+        return usage if len(asked) <= 2 else usage._replace(free=1000)
 
     monkeypatch.setattr(disk_space.shutil, "disk_usage", disk_usage)
     output = tmp_path / "model"
@@ -62,6 +62,27 @@ def test_a_full_disk_is_told_before_the_checkpoint_and_the_last_one_stays(world,
     monkeypatch.undo()
     assert main(flags(world, output, "--max_steps 2 --save_steps 1 --save_total_limit 1")) == 0
     assert json.loads((output / "training_complete.json").read_text())["step"] == 2
+
+
+def test_a_disk_without_room_for_the_model_is_told_before_the_training(world, tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    assert main(flags(world, tmp_path / "model", "--max_steps 2 --save_strategy no")) == 2
+    assert "has 1 KB free, the trained model needs" in capsys.readouterr().err
+    assert not (tmp_path / "model" / "progress.jsonl").exists()
+
+
+def test_a_time_limit_ends_with_124_and_the_same_command_goes_on(world, tmp_path, capsys):
+    """A limit of 0.06 s is over at the first step, which is saved."""
+    run = flags(world, tmp_path, "--max_steps 3 --save_strategy no --total_time_limit 0.001 --pre_terminate_time 0")
+    assert main(run) == 124
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert not (tmp_path / "training_complete.json").exists()
+    assert [main(run), main(run)] == [124, 0]
+    assert [json.loads(line)["step"] for line in (tmp_path / "progress.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert main(run) == 0
+    assert main([*run, "--resume_from_checkpoint", str(tmp_path / "checkpoint-9"), "--seed", "1"]) == 2
+    assert "finished run with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.slow

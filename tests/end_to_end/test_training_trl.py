@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 import llava
+from tests.end_to_end.runs import ENVIRONMENT, ROOT
 from tests.unit.model.autoregressive_reconstruction.surprise_toy import SIDE, make_model, make_tokenizer
 
 pytest.importorskip("trl", reason="trl is not installed: pip install trl")
@@ -98,6 +100,33 @@ def test_grpo_makes_paid_completions_likelier_and_unpaid_ones_less_likely(base, 
     assert 0 < float(rewards.mean()) < 1, "some are paid, some are not"
     gain = torch.tensor([log_probability(trainer.model, c) - log_probability(first, c) for c, _ in seen])
     assert float(((rewards - rewards.mean()) * gain).sum()) > 0
+
+
+SCRIPTS = {
+    "dpo.sh": [{"prompt": "<image>\nWhat moves?", "images": ["0.png"], "chosen": BALL, "rejected": BOX}] * 2,
+    "grpo.sh": [
+        {"prompt": "<image>\nWhat moves?", "images": ["0.png"], "answer": "The next action is turn left 30 degree."}
+    ]
+    * 2,
+}
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_goes_from_a_models_folder_to_a_models_folder(script, base, tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps(SCRIPTS[script]))
+    paths = {"MODEL": base / "model", "DATA": tmp_path / "data.json", "IMAGES": base, "OUTPUT": tmp_path / "out"}
+    steps = "--max_steps 1 --max_completion_length 3" if script == "grpo.sh" else "--max_steps 1 --warmup_steps 0"
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "train" / script), *FLAGS.split(), *steps.split(), "--learning_rate", "0.1"],
+        env=ENVIRONMENT | {name: str(path) for name, path in paths.items()},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    before, after = (llava.load(folder, device="cpu").state_dict() for folder in (base / "model", tmp_path / "out"))
+    assert before.keys() == after.keys()
+    if script == "dpo.sh":  # all completions of an untrained model are paid alike: GRPO has nothing to prefer
+        assert any(not torch.equal(before[name], weight) for name, weight in after.items())
 
 
 def test_a_kl_term_is_refused_in_words(base, tmp_path, capsys):

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llava.train.callbacks.agreement import CHECK_EVERY, any_rank, due
+from llava.train.callbacks.agreement import Agreement
 from llava.train.schedule import TrainClock
 
 
@@ -22,21 +22,23 @@ class TimeBudgetCallback(TrainerCallback):
         self.clock, self.save_seconds = clock, save_seconds
         self._last_save = self._last_step = 0.0
         self._step_seconds = 0.0
+        self._agreement = Agreement()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._last_save = self._last_step = self.clock.elapsed
+        self._agreement.begin(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         elapsed = self.clock.elapsed
         self._step_seconds, self._last_step = elapsed - self._last_step, elapsed
-        if not due(state.global_step):
+        if not self._agreement.due(state.global_step):
             return
-        ahead = self._step_seconds * (1 if due(state.global_step + 1) else CHECK_EVERY)
+        ahead = self._step_seconds * self._agreement.every
         over = self.clock.budget is not None and elapsed + ahead > self.clock.budget
         save = self.save_seconds is not None and elapsed - self._last_save >= self.save_seconds
-        over, save = any_rank(over, save, device=args.device)
+        over, save = self._agreement.any_rank(state.global_step, over, save, device=args.device)
         control.should_training_stop |= over
         control.should_log |= over
         control.should_save |= save and not over

@@ -21,7 +21,7 @@ from playground.experiments.reconstruction.tables import tables
 
 EXPERIMENT = Experiment(
     name="reconstruction",
-    words=__doc__,
+    words=__doc__ or "",
     settings=SETTINGS,
     choices={
         "--formats": {"choices": FORMATS, "help": "default: the setting's"},

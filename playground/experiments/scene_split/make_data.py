@@ -18,7 +18,7 @@ from llava.eval.results import write_json
 from playground.experiments.scene_split.drawing import SIDE, Scene, draw_picture
 from playground.experiments.scene_split.pictures import PictureFolder, write_records
 from playground.experiments.scene_split.robot import Rooms, near_goal, random_goals
-from playground.experiments.scene_split.vqa import Question, Shot, blind_floor, dialogue, scenes_of, shots
+from playground.experiments.scene_split.vqa import Shot, blind_floor, dialogue, scenes_of, shots
 
 FLOOR_FILE = "blind_floor.json"
 TRAIN_FILE = "train.json"
@@ -53,15 +53,12 @@ def _scene(folder: PictureFolder, scene: Scene, split: str, count: int, seed: in
     for number, shot in enumerate(shots(scene, count, split=split, seed=seed)):
         name = f"{split}/{scene.seed}/{number:02d}.png"
         folder.add(name, *draw_picture(scene, shot.hour, shot.things))
-        readings = shot.readings() if split == "train" else ()
-        yield _record(shot, name, order, readings, scene=scene.seed, number=number)
+        yield _record(shot, name, order, scene=scene.seed, number=number)
 
 
-def _record(
-    shot: Shot, name: str, order: np.random.Generator, readings: Sequence[Question], *, scene: int, number: int
-) -> dict[str, Any]:
+def _record(shot: Shot, name: str, order: np.random.Generator, *, scene: int, number: int) -> dict[str, Any]:
     asked = shot.questions()
-    mixed = [*readings, *(asked[i] for i in order.permutation(len(asked)))]
+    mixed = [asked[i] for i in order.permutation(len(asked))]
     return {
         "id": name,
         "image": name,

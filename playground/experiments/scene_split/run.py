@@ -21,7 +21,7 @@ from playground.experiments.scene_split.ways import TRAININGS
 
 EXPERIMENT = Experiment(
     name="scene_split",
-    words=__doc__,
+    words=__doc__ or "",
     settings=SETTINGS,
     choices={"--tasks": {"choices": TASKS, "help": "default: the setting's"}},
     narrow=narrowed,

@@ -29,7 +29,6 @@ from playground.experiments.scene_split.drawing import (
 KINDS = ("count", "colour", "time", "place", "furniture")
 PLACES = ("left", "right", "above")
 MOST_COUNTED = 3
-SPOTS = SIDE // SPOT
 SPLITS = {"train": 0, "arrangements": 1, "scenes": 2}
 """Name -> its stream of arrangements. `arrangements`: scenes of the training, arranged anew; `scenes`: other scenes."""
 UNSEEN_SCENES = 1 << 30
@@ -65,29 +64,6 @@ class Shot:
                      answer=self.place),
             Question(kind="furniture", text=f"What colour is the {self.scene.piece}?", answer=self.scene.piece_paint),
         )  # fmt: skip
-
-
-    def readings(self) -> tuple[Question, ...]:
-        """Names and colours of all spots in reading order: no part of the tests. A small model that sees a question about
-        one place at a time answers without eyes for thousands of steps; one word per place teaches it to look."""
-        names, colours = zip(*(self._spot(row, column) for row in range(SPOTS) for column in range(SPOTS)), strict=True)
-        return (
-            Question(kind="names", text="What is in every place?", answer=" ".join(names)),
-            Question(kind="colours", text="What colour is every place?", answer=" ".join(colours)),
-        )
-
-    def _spot(self, row: int, column: int) -> tuple[str, str]:
-        scene = self.scene
-        for thing in self.things:
-            if (thing.y // SPOT, thing.x // SPOT) == (row, column):
-                return thing.shape, thing.colour
-        if (row, column) == (0, scene.clock_x // SPOT):
-            return "clock", f"{self.hour or HOURS}"
-        if (row, column) == (0, scene.hanging_x // SPOT):
-            return scene.hanging, scene.hanging_paint
-        if row >= SPOTS // 2 and column == scene.piece_column:
-            return scene.piece, scene.piece_paint
-        return ("wall", "plain") if row < SPOTS // 2 else ("floor", "plain")
 
 
 def shots(scene: Scene, count: int, *, split: str, seed: int = 0) -> Iterator[Shot]:

@@ -8,9 +8,11 @@ import os
 import signal
 
 import pytest
+import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from llava.train.callbacks import AutoResumeCallback, LossCurveCallback, ProgressCallback
+from llava.train.callbacks import AutoResumeCallback, LossCurveCallback, ProgressCallback, agreement
+from llava.train.callbacks.agreement import Agreement
 from llava.train.callbacks.loss_curve import smooth
 from llava.train.callbacks.progress import PROGRESS_FILE, read_progress
 from llava.train.schedule import TrainClock
@@ -82,6 +84,42 @@ def test_a_time_limit_saves_before_it_is_reached(args):
     assert callback.stopped_because is None
     callback.on_step_end(args, state_at(2), control)
     assert callback.stopped_because == "time limit"
+
+
+def test_behind_the_last_step_a_run_is_finished_not_stopped(args):
+    callback, control = AutoResumeCallback(time_limit=1.0, reserve=0.0, now=lambda: 9.0, began=0.0), TrainerControl()
+    callback.on_step_end(args, state_at(10), control)
+    assert callback.stopped_because is None and not control.should_save
+    callback.on_step_end(args, state_at(9), control)
+    assert callback.stopped_because == "time limit"
+
+
+def test_a_time_limit_runs_from_the_start_that_is_named(args):
+    callback = AutoResumeCallback(time_limit=100.0, reserve=40.0, now=lambda: 61.0, began=0.0)
+    callback.on_step_end(args, state_at(1), TrainerControl())
+    assert callback.stopped_because == "time limit"
+
+
+@pytest.mark.parametrize(("seconds", "every"), [(0.01, 10), (1.0, 5), (2.0, 2), (60.0, 1)])
+def test_ranks_agree_every_ten_steps_or_five_seconds(monkeypatch, seconds, every):
+    """A step of a minute is no longer than the notice of ten: the ranks ask after each."""
+    monkeypatch.setattr(agreement, "_world_size", lambda: 2)
+    monkeypatch.setattr(agreement.dist, "all_reduce", lambda votes, op: None)
+    now = iter([0.0, seconds, 100.0])
+    asks = Agreement(now=lambda: next(now))
+    asks.begin(7)
+    assert asks.due(8)
+    assert asks.any_rank(8, True, False, device=torch.device("cpu")) == (True, False)
+    assert [asks.due(8 + step) for step in (every - 1, every)] == [False, True]
+
+
+def test_the_slowest_rank_says_how_often_they_agree(monkeypatch):
+    monkeypatch.setattr(agreement, "_world_size", lambda: 2)
+    monkeypatch.setattr(agreement.dist, "all_reduce", lambda votes, op: votes.copy_(torch.tensor([1.0, 2.5])))
+    asks = Agreement(now=lambda: 0.0)
+    asks.begin(0)
+    assert asks.any_rank(1, False, device=torch.device("cpu")) == (True,)
+    assert asks.every == 2
 
 
 def test_the_loss_curve_is_drawn_at_the_end(tmp_path, args):

@@ -111,3 +111,17 @@ def test_the_expected_size_counts_weights_and_optimizer_or_follows_the_newest_ch
     assert disk_space.expected_size(tmp_path, both, trained_only=True, **count) == 4 * 100 + 4 * 2 * 100
     marker = json.loads((whole(tmp_path, 2) / checkpointing.MARKER).read_text())
     assert disk_space.expected_size(tmp_path, both, trained_only=True, **count) == sum(marker["files"].values()) == 7
+    assert disk_space.model_size(both, trained_only=False) == 4 * 200
+    assert disk_space.model_size(both, trained_only=True) == 4 * 100
+
+
+def test_a_checkpoint_that_is_asked_for_by_name_must_be_whole(tmp_path):
+    checkpoint = whole(tmp_path, 2)
+    assert checkpointing.asked_for(checkpoint) == checkpoint
+    (checkpoint / "llm" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"lacks llm/model.safetensors; name one that is whole"):
+        checkpointing.asked_for(checkpoint)
+    (checkpoint / checkpointing.MARKER).unlink()
+    assert checkpointing.asked_for(checkpoint) == checkpoint, "another program may have written it"
+    with pytest.raises(ValueError, match=r"checkpoint-3, which is no folder"):
+        checkpointing.asked_for(tmp_path / "checkpoint-3")

@@ -119,3 +119,10 @@ def test_flags_of_tiles_that_nothing_reads_are_answered(caplog):
     assert "--s2_scales has no effect without --s2 True or --dynamic_s2 True" in caplog.text
     assert "--min_tiles has no effect without --image_aspect_ratio dynamic" in caplog.text
     assert "every picture stays one tile" in caplog.text
+
+
+def test_a_short_time_limit_leaves_time_to_train():
+    assert parse_args([*OUT, "--total_time_limit", "60"]).training.pre_terminate_time == 10
+    assert parse_args([*OUT, "--total_time_limit", "5"]).training.pre_terminate_time == 1
+    with pytest.raises(ValueError, match=r"--pre_terminate_time is 10 minutes, expected .* less than --total_time_lim"):
+        parse_args([*OUT, "--total_time_limit", "10", "--pre_terminate_time", "10"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava.train.background import BackgroundWriter, snapshot
-from llava.train.resume import RunLayout, check_layout
+from llava.train.resume import CONVERTED, RunLayout, check_layout, engine_of, read_converted
 
 TWO = RunLayout(engine="plain", world_size=2, batches_per_step=2, samples_per_batch=4)
 ONE = replace(TWO, world_size=1, batches_per_step=1, samples_per_batch=8)
@@ -31,9 +32,23 @@ def test_states_that_any_number_of_ranks_reads_are_taken(engine):
 def test_deepspeed_states_of_another_number_of_ranks_come_with_the_command_that_converts(engine):
     with pytest.raises(ValueError, match=r"written by 2 processes under zero., found 1") as error:
         check(replace(TWO, engine=engine), replace(ONE, engine=engine))
-    assert "ds_to_universal --input_folder out/checkpoint-6/global_step6 --output_folder" in str(error.value)
-    check(replace(TWO, engine=engine), replace(ONE, engine="universal"))
+    assert "--inject_missing_state --input_folder out/checkpoint-6/global_step6 --output_folder" in str(error.value)
     check(replace(TWO, engine=engine), replace(TWO, engine=engine))
+
+
+@pytest.mark.parametrize(
+    ("is_converted", "world_size", "reads"), [(True, 1, True), (True, 2, False), (False, 1, False)]
+)
+def test_converted_states_are_read_by_other_numbers_of_ranks_only(tmp_path, is_converted, world_size, reads):
+    """Two ranks wrote the checkpoint; those that a run of one rank writes later are ordinary ones again."""
+    before = replace(TWO, engine="zero2")
+    if is_converted:
+        (tmp_path / CONVERTED).write_text("global_step6_universal")
+        check_layout(tmp_path, {"layout": before.as_dict()}, replace(ONE, engine="zero2"))
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 2}})
+    read_converted(plugin, tmp_path, {"layout": before.as_dict()}, world_size)
+    assert plugin.deepspeed_config["checkpoint"]["load_universal"] is reads
+    assert engine_of(plugin, False, is_fsdp2=False) == "zero2"
 
 
 def test_another_engine_is_refused_with_the_way_to_keep_the_weights():

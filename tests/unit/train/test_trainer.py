@@ -146,6 +146,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_samples(tmp_path):
         logged.train()
 
 
+def test_a_loss_that_is_no_number_behind_the_last_log_line_is_found_at_the_end(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_train_batch_size=4, logging_steps=100.0)
+    with torch.no_grad():
+        next(trainer.model.llm.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
+        trainer.train()
+
+
 def test_resuming_repeats_the_losses_of_an_uninterrupted_run_to_the_bit(tmp_path):
     settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2.0, "save_strategy": "steps", "save_steps": 4.0}
     whole = make_trainer(tmp_path / "a", **settings)
