@@ -15,6 +15,9 @@ from playground.experiments.reconstruction.tables import BUDGETS, TITLES
 from playground.experiments.statistics import ACCEPTED_LOSS
 
 LINES = ("-", "--", ":", "-.")
+MARKERS = dict(zip(LINES, "osD^", strict=False))
+HATCHES = dict(zip(LINES, ("", "////", "....", "xxxx"), strict=False))
+"""Where colours begin again."""
 
 
 def draw_all(results: Results, folder: Path) -> list[tuple[str, Path]]:
@@ -133,8 +136,12 @@ def _bars(results: Results, read: Callable[[Comparison], dict[str, float]], labe
         width = 0.8 / len(rows)
         for number, (row, values) in enumerate(rows):
             places = [names.index(name) + width * (number - (len(rows) - 1) / 2) for name in values]
-            colour = styles[row.arm.name]["color"]
-            axis.bar(places, list(values.values()), width * 0.92, color=colour, label=row.title)
+            style, heights = styles[row.arm.name], list(values.values())
+            hatch = HATCHES[style["linestyle"]]
+            axis.bar(
+                places, heights, width * 0.92, color=style["color"], hatch=hatch, edgecolor="white", linewidth=0,
+                label=row.title,
+            )  # fmt: skip
         axis.axhline(0, color=INK, linewidth=1)
         axis.set_xticks(range(len(names)), names, fontsize=8.5, color=INK)
         axis.set_ylabel(label, fontsize=8.5, color=SOFT)
@@ -158,12 +165,13 @@ def by_length(results: Results) -> Any:
         names = [_bin_name(line) for _, line in bins]
         places = {start: place for place, (start, _) in enumerate(bins)}
         for number, row in enumerate(rows):
-            colour, shift = styles[row.arm.name]["color"], 0.6 * (number - (len(rows) - 1) / 2) / len(rows)
+            style, shift = styles[row.arm.name], 0.6 * (number - (len(rows) - 1) / 2) / len(rows)
             for line in row.by_length:
                 x = places[line["from"]] + shift
-                axis.plot([x, x], [100 * line["low"], 100 * line["high"]], color=colour, linewidth=2)
+                axis.plot([x, x], [100 * line["low"], 100 * line["high"]], color=style["color"], linewidth=2)
             points = [(places[line["from"]] + shift, 100 * line["difference"]) for line in row.by_length]
-            axis.plot(*zip(*points, strict=True), "o", color=colour, markersize=5, label=row.title)
+            marker = MARKERS[style["linestyle"]]
+            axis.plot(*zip(*points, strict=True), marker, color=style["color"], markersize=5, label=row.title)
         axis.axhline(0, color=INK, linewidth=1)
         axis.set_xticks(range(len(names)), names, fontsize=8.5, color=INK)
         axis.set_ylabel("points of SR 1 m, arm - baseline", fontsize=8.5, color=SOFT)

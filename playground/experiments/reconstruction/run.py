@@ -1,6 +1,7 @@
 """Does predicting the next frame help a model that walks? Arms, controls, statistics and a page, in one command.
 
 python -m playground.experiments.reconstruction.run                     # 40 minutes on 2 cores
+python -m playground.experiments.reconstruction.run --setting controls  # every arm of the streaming format, 2 hours
 python -m playground.experiments.reconstruction.run --setting large     # every arm, both formats, 5 seeds, one GPU
 python -m playground.experiments.reconstruction.run --arms baseline actions leaking --seeds 0 1 2 3 4
 

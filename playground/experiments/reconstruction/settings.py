@@ -110,6 +110,17 @@ SETTINGS.register("small")(
     )
 )
 
+SETTINGS.register("controls")(
+    replace(
+        SETTINGS["small"],  # and its folder: what `small` has finished is reused
+        name="controls",
+        arms={
+            "streaming": tuple(name for name in ARMS if name not in ("weight_tiny", "share_0")),  # twins of weight_zero
+            "8frames": SETTINGS["small"].arms["8frames"],
+        },
+    )
+)
+
 SETTINGS.register("large")(
     Setting(
         name="large",
