@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from playground.demo.report import charts
+from playground.demo.report.blocks import Block, figures
 from playground.demo.report.data import EpisodePicture
 
 Lines = Sequence[Mapping[str, Any]]
 """Lines of a progress file, oldest first."""
-Block = tuple[str, str, str]
-"""Title, lead and body of a section of the page."""
 
 FOLDER = "reconstruction"
 """Beside a model: what `python -m playground.show_reconstruction CKPT --out CKPT/reconstruction` wrote."""
@@ -55,7 +53,7 @@ def reconstruction_blocks(curves: Mapping[str, Lines], pictures: Sequence[Episod
         blocks.append(("Next-frame loss in numbers", lead, _table(stages)))
     if pictures:
         lead = "Over real frames: where the prediction of the next frame was wrong, and where copying would have been."
-        blocks.append(("Where the next frame was predicted", lead, _figures(pictures)))
+        blocks.append(("Where the next frame was predicted", lead, figures(pictures)))
     return blocks
 
 
@@ -101,12 +99,3 @@ def _table(stages: Mapping[str, Lines]) -> str:
         cells = "".join("<td>–</td>" if (v := values[n]) is None else f"<td>{v:.3f}</td>" for n in shown)
         rows.append(f'<tr class="model"><td>{escape(title)}</td>{cells}</tr>')
     return f'<div class="scroll"><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
-
-
-def _figures(pictures: Sequence[EpisodePicture]) -> str:
-    figures = "".join(
-        f'<figure><img alt="{escape(picture.title)}" src="data:image/png;base64,'
-        f'{base64.b64encode(picture.png).decode()}"><figcaption><b>{escape(picture.title)}</b></figcaption></figure>'
-        for picture in pictures
-    )
-    return f'<div class="episodes">{figures}</div>'

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from playground.demo.report.blocks import Block, figures
 from playground.demo.report.data import EpisodePicture, SceneFindings, read_json
 from playground.demo.scene_phases import why_no_detector
 from playground.scene.measure_yolo import cells_at
-
-Block = tuple[str, str, str]
-"""Title, lead and body of a section of the page."""
 
 TITLE = "Background and objects"
 LEAD = (
@@ -48,7 +45,7 @@ def scene_blocks(found: SceneFindings) -> list[Block]:
     lead = LEAD.format(seconds=found.report["training_seconds"], pictures=arguments["val"])
     body = f'<div class="columns">{_precision(found.report)}{_cells(found.report)}</div>'
     return [
-        (TITLE, lead, f'{body}<p class="quiet" style="margin-top:14px">{escape(NOTE)}</p>{_figures(found.pictures)}')
+        (TITLE, lead, f'{body}<p class="quiet" style="margin-top:14px">{escape(NOTE)}</p>{figures(found.pictures)}')
     ]
 
 
@@ -86,12 +83,3 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[
     ]
     table = f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
     return f'<div><h3>{escape(title)}</h3><div class="scroll">{table}</div></div>'
-
-
-def _figures(pictures: Sequence[EpisodePicture]) -> str:
-    figures = "".join(
-        f'<figure><img alt="{escape(picture.title)}" src="data:image/png;base64,'
-        f'{base64.b64encode(picture.png).decode()}"><figcaption><b>{escape(picture.title)}</b></figcaption></figure>'
-        for picture in pictures
-    )
-    return f'<div class="episodes">{figures}</div>'
