@@ -1,8 +1,12 @@
-"""Samples into batches of a token budget: best fit, longest first, counted by length instead of sample by sample.
+"""Samples into batches of a token budget: as few batches as best fit needs, and every batch mixes the lengths.
 
-Samples of one length are alike, so whole groups of batches are filled at once. The batches are those of the classical
-algorithm (each sample into the fullest batch that still takes it); the decisions grow with the number of different
-lengths, not with the number of samples.
+The length of a sample goes with what it asks: batches of one length, as best fit makes them, drift from task to task,
+and a small model learns later from them or not at all. So best fit only says how many batches there are; then samples
+are dealt out, the longest first and each into the emptiest batch, which gives every batch its share of long and short
+ones. Where that needs more batches (two or three samples fill one), those of best fit are taken.
+
+Samples of one length are alike, so whole groups of batches are filled at once: the decisions grow with the number of
+different lengths, not with the number of samples.
 
     lengths, counts = kinds_of(lengths_of_samples)             # longest first
     recipes = fill(lengths, counts, budget)                    # which lengths share a batch
@@ -19,6 +23,9 @@ import numpy as np
 
 Recipe = tuple[tuple[int, int], ...]
 """What one batch holds: (kind of length, how many samples of it)."""
+
+MORE_TO_MIX = 0.1
+"""Share of batches that mixing lengths may cost on top. They hold fewer tokens each: a packed row has no padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +76,53 @@ def kinds_of(lengths: np.ndarray) -> tuple[list[int], list[int]]:
 
 
 def fill(lengths: list[int], counts: list[int], budget: int) -> list[tuple[Recipe, int]]:
-    """Recipes of batches and how many batches follow each.
+    """Recipes of batches and how many batches follow each; a sample longer than the budget gets one of its own.
 
     Args:
         lengths: the different lengths, longest first.
         counts: samples of each length, all above 0.
     """
-    groups: dict[int, list[tuple[Recipe, int]]] = {}  # by room left: (recipe, batches)
-    rooms: list[int] = []  # the keys of `groups`, sorted
+    fewest = best_fit(lengths, counts, budget)
+    count = number_of_batches(fewest)
+    mixed = deal_out(lengths, counts, budget, count)
+    if (needed := number_of_batches(mixed)) > count:  # opened last, with nothing but short samples: once more, evenly
+        mixed = deal_out(lengths, counts, budget, needed)
+    return mixed if number_of_batches(mixed) <= (1 + MORE_TO_MIX) * count else fewest
 
-    def put(room: int, recipe: Recipe, batches: int) -> None:
-        if room not in groups:
-            groups[room] = []
-            bisect.insort(rooms, room)
-        groups[room].append((recipe, batches))
+
+def number_of_batches(recipes: list[tuple[Recipe, int]]) -> int:
+    return sum(batches for _, batches in recipes)
+
+
+class _Open:
+    """Batches by the room that is left in them; those of one recipe are one group."""
+
+    def __init__(self) -> None:
+        self.rooms: list[int] = []
+        """That any batch has, sorted."""
+        self._groups: dict[int, list[tuple[Recipe, int]]] = {}
+
+    def put(self, room: int, recipe: Recipe, batches: int) -> None:
+        if room not in self._groups:
+            self._groups[room] = []
+            bisect.insort(self.rooms, room)
+        self._groups[room].append((recipe, batches))
+
+    def take(self, place: int) -> tuple[int, Recipe, int]:
+        """A group whose room is `rooms[place]`: (room, recipe, batches)."""
+        room = self.rooms[place]
+        recipe, batches = self._groups[room].pop()
+        if not self._groups[room]:
+            del self._groups[room], self.rooms[place]
+        return room, recipe, batches
+
+    def recipes(self) -> list[tuple[Recipe, int]]:
+        return [group for groups in self._groups.values() for group in groups if group[0]]
+
+
+def best_fit(lengths: list[int], counts: list[int], budget: int) -> list[tuple[Recipe, int]]:
+    """Each sample into the fullest batch that still takes it. Arguments and result as of `fill`."""
+    open_ = _Open()
 
     def fill_with(kind: int, room: int, recipe: Recipe, batches: int, left: int) -> int:
         """Put samples of a kind into equal batches, each as full as it gets; how many samples are left over."""
@@ -93,23 +133,43 @@ def fill(lengths: list[int], counts: list[int], budget: int) -> list[tuple[Recip
         untouched = batches - full - (rest > 0) if recipe else 0
         for some, each in ((full, most), (int(rest > 0), rest)):
             if some:
-                put(room - each * length, (*recipe, (kind, each)), some)
+                open_.put(room - each * length, (*recipe, (kind, each)), some)
         if untouched:
-            put(room, recipe, untouched)
+            open_.put(room, recipe, untouched)
         return left - full * most - rest
 
     for kind, left in enumerate(counts):
         while left:
-            place = bisect.bisect_left(rooms, lengths[kind])
-            if place == len(rooms):
+            place = bisect.bisect_left(open_.rooms, lengths[kind])
+            if place == len(open_.rooms):
                 left = fill_with(kind, budget, (), left, left)
-                continue
-            room = rooms[place]
-            recipe, batches = groups[room].pop()
-            if not groups[room]:
-                del groups[room], rooms[place]
-            left = fill_with(kind, room, recipe, batches, left)
-    return [group for listed in groups.values() for group in listed]
+            else:
+                left = fill_with(kind, *open_.take(place), left)
+    return open_.recipes()
+
+
+def deal_out(lengths: list[int], counts: list[int], budget: int, batches: int) -> list[tuple[Recipe, int]]:
+    """Each sample into the emptiest of so many batches; more are opened where none takes it. As `fill` else."""
+    open_ = _Open()
+    open_.put(budget, (), batches)
+    for kind, (length, left) in enumerate(zip(lengths, counts, strict=True)):
+        while left:
+            if open_.rooms[-1] >= min(length, budget):
+                room, recipe, count = open_.take(-1)
+            else:
+                room, recipe, count = budget, (), -(-left // max(1, budget // length))
+            served = min(count, left)
+            open_.put(room - length, _with_one(recipe, kind), served)
+            if served < count:
+                open_.put(room, recipe, count - served)
+            left -= served
+    return open_.recipes()
+
+
+def _with_one(recipe: Recipe, kind: int) -> Recipe:
+    if recipe and recipe[-1][0] == kind:
+        return (*recipe[:-1], (kind, recipe[-1][1] + 1))
+    return (*recipe, (kind, 1))
 
 
 def lay_out(samples: np.ndarray, counts: list[int], recipes: list[tuple[Recipe, int]]) -> Batches:

@@ -204,7 +204,7 @@ class LengthGroupedBatches(ShuffledBatches):
 class PackedBatches(BatchPlan):
     """Batches whose token lengths sum to at most `tokens_per_batch`; every drawn sample exactly once per epoch.
 
-    Best fit, longest first, over all samples of the epoch. A sample longer than the budget gets a batch of its own.
+    Every batch mixes the lengths of the epoch (`packing.py`). A sample longer than the budget gets one of its own.
     Weights that draw other samples in every epoch change how many batches these need: the number is fixed by epoch 0
     plus a reserve; an epoch with fewer splits batches, one with more raises the budget as little as makes it fit.
     """
