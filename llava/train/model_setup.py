@@ -222,6 +222,9 @@ def _embedded(args: RunArguments, dtype: torch.dtype, corpus: Callable[[], Itera
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     size = EMBEDDED_MODELS[args.model.embedded_size]
     parts = size.config_parts(vocab_size=len(tokenizer), context=args.training.model_max_length, ids=ids)
+    parts |= {
+        f"{name}_cfg": getattr(args.model, name) for name in ("vision_tower", "mm_projector") if name in args.given
+    }
     parts |= _tower_reading(args)
     prepared = _built(parts, tokenizer, args, dtype)
     # as nn.Linear starts by itself: the language model's own 0.02 makes a young head slow to learn

@@ -130,6 +130,13 @@ def _background(scene: Scene) -> np.ndarray:
     return np.asarray(canvas)
 
 
+def furniture_mask(scene: Scene) -> Bool[np.ndarray, "h w"]:
+    """Where the piece of furniture is, objects before it not taken out."""
+    blank = Image.new("RGB", (SIDE, SIDE))
+    _stand(ImageDraw.Draw(blank), scene)
+    return np.asarray(blank).any(-1)
+
+
 def _hang(draw: ImageDraw.ImageDraw, scene: Scene) -> None:
     x, paint = scene.hanging_x, PAINTS[scene.hanging_paint]
     if scene.hanging == "shelf":

@@ -18,7 +18,7 @@ from llava.eval.results import write_json
 from playground.experiments.scene_split.drawing import SIDE, Scene, draw_picture
 from playground.experiments.scene_split.pictures import PictureFolder, write_records
 from playground.experiments.scene_split.robot import Rooms, near_goal, random_goals
-from playground.experiments.scene_split.vqa import Shot, blind_floor, dialogue, scenes_of, shots
+from playground.experiments.scene_split.vqa import blind_floor, scenes_of, shots
 
 FLOOR_FILE = "blind_floor.json"
 TRAIN_FILE = "train.json"
@@ -27,7 +27,7 @@ STOP_EVERY = 5
 
 
 def write_vqa(root: Path, *, train: int, test: int, per_scene: int, seed: int = 0) -> dict[str, float]:
-    """Training records with all questions of a picture in one dialogue; test records of both splits.
+    """Training records, one per question; test records of both splits, one per picture with its questions.
 
     Args:
         train, test: scenes; per_scene: pictures of each.
@@ -41,7 +41,9 @@ def write_vqa(root: Path, *, train: int, test: int, per_scene: int, seed: int = 
         for split, count in counts.items():
             scenes = scenes_of(split, count, seed)
             records[split] = [r for scene in scenes for r in _scene(folder, scene, split, per_scene, seed)]
-            write_records(root / f"{split}.json", records[split])
+    write_records(root / TRAIN_FILE, [each for record in records["train"] for each in _asked_apart(record)])
+    for split in ("arrangements", "scenes"):
+        write_records(root / f"{split}.json", records[split])
     asked = {split: [q for r in rows for q in r["questions"]] for split, rows in records.items()}
     floor = blind_floor(asked["train"], asked["scenes"])
     write_json(root / FLOOR_FILE, floor)
@@ -49,24 +51,18 @@ def write_vqa(root: Path, *, train: int, test: int, per_scene: int, seed: int = 
 
 
 def _scene(folder: PictureFolder, scene: Scene, split: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    order = np.random.default_rng([seed, scene.seed])
     for number, shot in enumerate(shots(scene, count, split=split, seed=seed)):
         name = f"{split}/{scene.seed}/{number:02d}.png"
         folder.add(name, *draw_picture(scene, shot.hour, shot.things))
-        yield _record(shot, name, order, scene=scene.seed, number=number)
+        questions = [{"kind": q.kind, "text": q.text, "answer": q.answer} for q in shot.questions()]
+        yield {"id": name, "image": name, "scene": str(scene.seed), "number": number, "questions": questions}
 
 
-def _record(shot: Shot, name: str, order: np.random.Generator, *, scene: int, number: int) -> dict[str, Any]:
-    asked = shot.questions()
-    mixed = [asked[i] for i in order.permutation(len(asked))]
-    return {
-        "id": name,
-        "image": name,
-        "scene": str(scene),
-        "number": number,
-        "conversations": dialogue(mixed),
-        "questions": [{"kind": q.kind, "text": q.text, "answer": q.answer} for q in asked],
-    }
+def _asked_apart(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One question per record: in dialogues of five, a small model starts later to look at the picture."""
+    for question in record["questions"]:
+        name = record["image"]
+        yield _dialogue(f"{name} {question['kind']}", name, question["text"], question["answer"])
 
 
 def write_robot(root: Path, *, train: int, per_scene: int) -> int:
@@ -85,14 +81,14 @@ def write_robot(root: Path, *, train: int, per_scene: int) -> int:
                 numbers = np.arange(1, int(rooms.houses.num_objects[row]) + 2)
                 masks = frames.instance_ids[row] == numbers[:, None, None]
                 folder.add(name, frames.rgb[row], masks, rooms.names(row))
-                records.append(_move(name, rooms.instruction(row, int(goals[row])), moves[row]))
+                records.append(_dialogue(name, name, rooms.instruction(row, int(goals[row])), moves[row]))
     write_records(root / TRAIN_FILE, records)
     return len(records)
 
 
-def _move(name: str, instruction: str, move: str) -> dict[str, Any]:
-    turns = [{"from": "human", "value": f"<image>\n{instruction}"}, {"from": "gpt", "value": move}]
-    return {"id": name, "image": name, "conversations": turns}
+def _dialogue(name: str, picture: str, question: str, answer: str) -> dict[str, Any]:
+    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+    return {"id": name, "image": picture, "conversations": turns}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

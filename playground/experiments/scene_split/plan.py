@@ -1,7 +1,8 @@
 """From a setting to phases: per task one data set, per seed one start, from which both arms train as many steps.
 
-data ──> start, seed 0 ──┬──> full  ──┬──> answers, curve of the guarded cache (questions)
-                         └──> split ──┴──> walks or drives (closed loop)
+data ─────────────────┬──> start, seed 0 ──┬──> full  ──┬──> answers, curve of the guarded cache (questions)
+an encoder that sees ─┘                    └──> split ──┴──> walks or drives (closed loop)
+(but for walks)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from playground.demo.progress import log_progress
 from playground.experiments.common import package_version, training_phase
 from playground.experiments.scene_split.drawing import SIDE
 from playground.experiments.scene_split.settings import LOOPS, TASKS, Setting
+from playground.experiments.scene_split.sight import PROJECTOR, SIGHTS, TOWER
 from playground.experiments.scene_split.ways import TRAININGS, WAYS
 
 PACKAGE = "playground.experiments.scene_split"
@@ -23,6 +25,8 @@ REGISTRY = "playground/experiments/scene_split/registry.yaml"
 START = "start"
 MIXTURES = {"vqa": "scene_vqa", "robot": "scene_robot", "walk": "scene_walk"}
 SPLIT_FLAGS = ("--scene_split", "True")
+KEEP_SIGHT = ("--vision_tower_lr", "1e-4", "--mm_projector_lr", "1e-4")
+"""Behind an encoder that sees already: at the language model's rate it forgets what it saw."""
 NO_CLIPPING = ("--max_grad_norm", "0")
 """Of every training: the split's separators are new rows whose gradients would shorten the steps of the rest."""
 
@@ -40,6 +44,9 @@ class Layout:
     def model(self, task: str, training: str, seed: int) -> Path:
         return self.run_dir / "models" / f"{task}-{training}-s{seed}"
 
+    def sight(self, task: str, seed: int) -> Path:
+        return self.model(task, "sight", seed)
+
     def results(self, kind: str, seed: int) -> Path:
         """kind: `vqa`, `arrangements`, `curve`, or a closed loop."""
         return self.run_dir / "eval" / f"{kind}-s{seed}.json"
@@ -54,6 +61,7 @@ def make_plan(setting: Setting, run_dir: Path, *, cores: int) -> tuple[Phase, ..
     phases = [_data(layout, setting, task) for task in setting.tasks]
     for seed in setting.seeds:
         for task in setting.tasks:
+            phases += [_sight(layout, setting, task, seed, cores)] if task in SIGHTS else []
             phases += [_training(layout, setting, task, name, seed, cores) for name in (START, *TRAININGS)]
             phases += [_loop(layout, setting, task, seed)] if task in LOOPS else _questions(layout, setting, seed)
     return tuple(phases)
@@ -79,11 +87,36 @@ def _data(layout: Layout, setting: Setting, task: str) -> Phase:
     )
 
 
+def _sight(layout: Layout, setting: Setting, task: str, seed: int, cores: int) -> Phase:
+    output = layout.sight(task, seed)
+    argv = ("python", "-m", f"{PACKAGE}.sight", task, "--out", str(output), "--embedded-size", setting.embedded_size)
+    argv += ("--rooms", str(setting.train_scenes[task]), "--steps", str(setting.sight_steps), "--seed", str(seed))
+    return Phase(
+        name=output.name,
+        title=f"An encoder that sees, {TASKS[task]}, seed {seed}",
+        commands=(Command(argv=argv),),
+        outputs=(output,),
+        seconds=setting.sight_seconds,
+        threads=min(setting.threads, cores),
+        settings=package_version(),
+        progress=log_progress(layout.log(output.name)),
+    )
+
+
 def _training(layout: Layout, setting: Setting, task: str, training: str, seed: int, cores: int) -> Phase:
     output, is_start = layout.model(task, training, seed), training == START
     steps = (setting.start_steps if is_start else setting.steps)[task]
+    needs = (f"data-{task}",) if is_start else (layout.model(task, START, seed).name,)
     flags = ("--data_registry", REGISTRY, "--data_root", str(layout.data), "--tokenizer_mixture", MIXTURES[task])
-    flags += ("--vision_resolution", str(SIDE), *setting.flags) if is_start else _without_size(setting.flags)
+    if is_start:
+        flags += ("--embedded_size", setting.embedded_size)
+        if task in SIGHTS:
+            sight = layout.sight(task, seed)
+            flags += ("--vision_tower", str(sight / TOWER), "--mm_projector", str(sight / PROJECTOR))
+            needs += (sight.name,)
+        else:
+            flags += ("--vision_resolution", str(SIDE))
+    flags += (*setting.flags, *(KEEP_SIGHT if task in SIGHTS else ()))
     flags += ("--grounding_questions", "0", "--broken_samples", "raise", "--report_to", "none", *NO_CLIPPING)
     flags += ("--max_train_seconds", "-1", "--max_steps", str(steps), "--seed", str(seed))
     flags += SPLIT_FLAGS if training == "split" else ()
@@ -97,14 +130,8 @@ def _training(layout: Layout, setting: Setting, task: str, training: str, seed: 
         output=output,
         seconds=steps * setting.step_seconds[task] + setting.start_seconds,
         threads=min(setting.threads, cores),
-        needs=(f"data-{task}",) if is_start else (layout.model(task, START, seed).name,),
+        needs=needs,
     )
-
-
-def _without_size(flags: Sequence[str]) -> tuple[str, ...]:
-    """`--embedded_size` shapes a new model only."""
-    pairs = [(flags[i], flags[i + 1]) for i in range(0, len(flags), 2)]
-    return tuple(part for pair in pairs if pair[0] != "--embedded_size" for part in pair)
 
 
 def _questions(layout: Layout, setting: Setting, seed: int) -> list[Phase]:

@@ -23,6 +23,8 @@ class Setting:
 
     Attributes:
         ways: by task, of `WAYS`.
+        embedded_size: of the models.
+        sight_steps: of the encoder that the still cameras' tasks start from.
         start_steps: of the training without a split that both arms of a seed start from; steps: of each arm.
         train_scenes: cameras, rooms or houses of the training; per_scene: pictures of each.
         test_scenes: unseen cameras whose questions are asked; episodes: unseen rooms or houses, by task.
@@ -43,6 +45,8 @@ class Setting:
         }
     )
     seeds: tuple[int, ...] = (0, 1, 2)
+    embedded_size: str = "tiny"
+    sight_steps: int
     start_steps: Mapping[str, int]
     steps: Mapping[str, int]
     train_scenes: Mapping[str, int]
@@ -65,6 +69,7 @@ class Setting:
     flags: tuple[str, ...] = ()
     threads: int = 1
     step_seconds: Mapping[str, float]
+    sight_seconds: float
     start_seconds: float = 20.0
     data_seconds: float = 60.0
     evaluation_seconds: Mapping[str, float]
@@ -92,6 +97,7 @@ SETTINGS.register("small")(
     Setting(
         name="small",
         run_dir="runs/scene-split-small",
+        sight_steps=400,
         start_steps={"vqa": 400, "robot": 250, "walk": 240},
         steps={"vqa": 280, "robot": 190, "walk": 140},
         train_scenes={"vqa": 1000, "robot": 1200, "walk": 1000},
@@ -101,6 +107,7 @@ SETTINGS.register("small")(
         noises=(0.5, 2.0, 6.0, 16.0),
         disturbances=("none", "noise_2", "jpeg_85", "light_3", "light_20", "shake_1"),
         step_seconds={"vqa": 0.27, "robot": 0.27, "walk": 0.47},
+        sight_seconds=110.0,
         evaluation_seconds={"vqa": 150.0, "curve": 140.0, "robot": 90.0, "walk": 180.0},
     )
 )
@@ -109,6 +116,8 @@ SETTINGS.register("large")(
     Setting(
         name="large",
         run_dir="runs/scene-split-large",
+        embedded_size="gpu",
+        sight_steps=2000,
         seeds=(0, 1, 2, 3, 4),
         start_steps={"vqa": 4000, "robot": 3000, "walk": 4000},
         steps={"vqa": 3000, "robot": 2000, "walk": 3000},
@@ -116,9 +125,10 @@ SETTINGS.register("large")(
         test_scenes=300,
         episodes={"robot": 500, "walk": 500},
         max_moves={"robot": 25, "walk": 150},
-        flags=("--embedded_size", "gpu", "--bf16", "True", "--tf32", "True", "--tokens_per_batch", "8192"),
+        flags=("--bf16", "True", "--tf32", "True", "--tokens_per_batch", "8192"),
         threads=1_000,  # one training at a time, whatever the machine has
         step_seconds={"vqa": 0.12, "robot": 0.12, "walk": 0.2},
+        sight_seconds=600.0,
         data_seconds=900.0,
         evaluation_seconds={"vqa": 600.0, "curve": 600.0, "robot": 300.0, "walk": 900.0},
     )
@@ -128,6 +138,7 @@ SETTINGS.register("quick")(
     Setting(
         name="quick",
         run_dir="runs/scene-split-quick",
+        sight_steps=3,
         ways={"vqa": tuple(WAYS), "robot": ("full", "split", "exact", "guarded"), "walk": ("full", "split", "exact")},
         seeds=(0,),
         start_steps={"vqa": 4, "robot": 4, "walk": 4},
@@ -142,6 +153,7 @@ SETTINGS.register("quick")(
         flags=("--logging_steps", "1", "--tokens_per_batch", "1024"),
         start_seconds=12.0,
         step_seconds={"vqa": 0.3, "robot": 0.3, "walk": 0.5},
+        sight_seconds=20.0,
         data_seconds=6.0,
         evaluation_seconds={"vqa": 15.0, "curve": 12.0, "robot": 12.0, "walk": 12.0},
     )

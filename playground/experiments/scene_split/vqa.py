@@ -132,15 +132,6 @@ def scenes_of(split: str, count: int, seed: int = 0) -> list[Scene]:
     return [Scene.of(first + number) for number in range(count)]
 
 
-def dialogue(questions: Sequence[Question]) -> list[dict[str, str]]:
-    """Turns of a LLaVA record; the picture stands before the first question."""
-    turns = []
-    for number, question in enumerate(questions):
-        turns.append({"from": "human", "value": ("" if number else "<image>\n") + question.text})
-        turns.append({"from": "gpt", "value": question.answer})
-    return turns
-
-
 def blind_floor(train: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Share of right answers of the best guess from the words alone: the commonest answer that the training has.
 

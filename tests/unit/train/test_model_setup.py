@@ -42,6 +42,22 @@ def test_a_plain_language_model_gains_a_tower_and_a_projector(tmp_path):
     assert prepared.model.config.num_video_frames == 8
 
 
+def test_an_embedded_model_takes_a_tower_and_a_projector_that_are_there(tmp_path):
+    parts = EMBEDDED_MODELS["tiny"].config_parts(vocab_size=300, context=64, ids={})
+    seen = build_model({**parts, "vision_tower_cfg": {**parts["vision_tower_cfg"], "image_size": 96}})
+    seen.vision_tower.vision_tower.save_pretrained(tmp_path / "tower")
+    seen.mm_projector.save_pretrained(tmp_path / "projector")
+    flags = ["--vision_tower", str(tmp_path / "tower"), "--mm_projector", str(tmp_path / "projector")]
+    args = parse_args(["--output_dir", str(tmp_path / "out"), "--model_name_or_path", "embedded", *flags])
+    model = prepare_model(args, checkpoint=None, corpus=lambda: ["walk to the red ball"]).model
+    assert model.visual_spec.image_size == 96
+    for part in ("vision_tower", "mm_projector"):
+        for (name, before), after in zip(
+            getattr(seen, part).named_parameters(), getattr(model, part).parameters(), strict=True
+        ):
+            assert torch.equal(before, after), name
+
+
 def test_a_new_tower_may_look_at_several_scales_and_another_size(tmp_path):
     tokenizer = train_tokenizer(["walk to the red ball"], 300, tmp_path / "llm")
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

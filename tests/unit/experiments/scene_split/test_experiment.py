@@ -68,6 +68,17 @@ def test_only_the_start_shapes_a_new_model(tmp_path):
         assert "--embedded_size" not in said and "--bf16 True" in said and "MODEL=" in said
 
 
+def test_tasks_of_still_cameras_start_from_an_encoder_that_sees(tmp_path):
+    phases = by_name(SETTINGS["large"], tmp_path)
+    for task in ("vqa", "robot"):
+        start, sight = phases[f"{task}-start-s1"], phases[f"{task}-sight-s1"]
+        assert start.needs == (f"data-{task}", sight.name) and "--embedded-size gpu" in str(sight.commands[0])
+        assert f"--vision_tower {sight.outputs[0]}/vision_tower" in str(start.commands[0])
+        for name in ("start", "full", "split"):
+            assert "--vision_tower_lr 1e-4" in str(phases[f"{task}-{name}-s1"].commands[0])
+    assert "walk-sight-s1" not in phases and "--vision_resolution 128" in str(phases["walk-start-s1"].commands[0])
+
+
 def test_every_evaluation_gets_the_models_that_its_ways_need(tmp_path):
     phases = by_name(SETTINGS["small"], tmp_path)
     curve = str(phases["eval-curve-s0"].commands[0])
@@ -78,7 +89,8 @@ def test_every_evaluation_gets_the_models_that_its_ways_need(tmp_path):
 def test_seeds_and_tasks_are_chosen_on_the_command_line(tmp_path):
     options = EXPERIMENT.parser().parse_args(["--seeds", "7", "--tasks", "robot"])
     names = [phase.name for phase in make_plan(EXPERIMENT.choose(options), tmp_path, cores=2)]
-    assert names == ["data-robot", "robot-start-s7", "robot-full-s7", "robot-split-s7", "eval-robot-s7"]
+    trained = ["robot-sight-s7", "robot-start-s7", "robot-full-s7", "robot-split-s7"]
+    assert names == ["data-robot", *trained, "eval-robot-s7"]
 
 
 def test_mistakes_in_the_call_are_one_line(capsys, tmp_path):

@@ -123,8 +123,9 @@ def test_a_blind_model_cannot_learn_the_set(tmp_path):
 def test_the_files_are_what_data_set_and_detector_read(tmp_path):
     write_vqa(tmp_path, train=3, test=2, per_scene=2)
     records = io.load(tmp_path / "train.json")
-    assert len(records) == 6 and records[0]["conversations"][0]["value"].startswith("<image>\n")
-    assert sum("<image>" in turn["value"] for turn in records[0]["conversations"]) == 1
+    assert len(records) == 6 * 5 == len({record["id"] for record in records})
+    assert all(record["conversations"][0]["value"].startswith("<image>\n") for record in records)
+    assert [len(record["questions"]) for record in io.load(tmp_path / "scenes.json")] == [5] * 4
     masks = read_masks(tmp_path)
     assert len(masks) == 6 + 4 + 4
     detector = PrecomputedDetector(file=tmp_path / "objects.jsonl")
