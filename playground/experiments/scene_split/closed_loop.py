@@ -30,7 +30,7 @@ from llava.navigation.worlds.dataset_writer import SPLIT_SEEDS
 from playground.experiments.scene_split.answers import Answerer, Prompt, Reply
 from playground.experiments.scene_split.drawing import SIDE
 from playground.experiments.scene_split.evaluate import use_of
-from playground.experiments.scene_split.robot import ARRIVED_M, MOVES, Rooms
+from playground.experiments.scene_split.robot import ARRIVED_M, MOVES, Rooms, move_of
 from playground.experiments.scene_split.ways import WAYS, make_answerer
 
 BATCH = 32
@@ -58,11 +58,11 @@ def drive(answerer: Answerer, rooms: Rooms, *, max_moves: int) -> tuple[dict[str
         replies += found
         moves = ["stop"] * count
         for row, reply, expert in zip(running, found, now.expert(goals[running]), strict=True):
-            is_move = reply.text in MOVES
-            understood[row] += is_move
-            agreed[row] += reply.text == expert
-            stopped[row] = reply.text == "stop"
-            moves[row] = reply.text if is_move else "stop"
+            move = move_of(reply.text)
+            understood[row] += move in MOVES
+            agreed[row] += move == expert
+            stopped[row] = move == "stop"
+            moves[row] = move if move in MOVES else "stop"
         steps[running] += 1
         draws = draws.moved(moves)
     away = draws.distance(goals)

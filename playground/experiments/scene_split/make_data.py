@@ -81,7 +81,9 @@ def write_robot(root: Path, *, train: int, per_scene: int) -> int:
                 numbers = np.arange(1, int(rooms.houses.num_objects[row]) + 2)
                 masks = frames.instance_ids[row] == numbers[:, None, None]
                 folder.add(name, frames.rgb[row], masks, rooms.names(row))
-                records.append(_dialogue(name, name, rooms.instruction(row, int(goals[row])), moves[row]))
+                goal = int(goals[row])
+                said = rooms.answer(row, goal, moves[row], frames.instance_ids[row])
+                records.append(_dialogue(name, name, rooms.instruction(row, goal), said))
     write_records(root / TRAIN_FILE, records)
     return len(records)
 

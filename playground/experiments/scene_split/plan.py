@@ -2,7 +2,6 @@
 
 data ─────────────────┬──> start, seed 0 ──┬──> full  ──┬──> answers, curve of the guarded cache (questions)
 an encoder that sees ─┘                    └──> split ──┴──> walks or drives (closed loop)
-(but for walks)
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from playground.demo.progress import log_progress
 from playground.experiments.common import package_version, training_phase
 from playground.experiments.scene_split.drawing import SIDE
 from playground.experiments.scene_split.settings import LOOPS, TASKS, Setting
-from playground.experiments.scene_split.sight import PROJECTOR, SIGHTS, TOWER
+from playground.experiments.scene_split.sight import PROJECTOR, TOWER
 from playground.experiments.scene_split.ways import TRAININGS, WAYS
 
 PACKAGE = "playground.experiments.scene_split"
@@ -61,7 +60,7 @@ def make_plan(setting: Setting, run_dir: Path, *, cores: int) -> tuple[Phase, ..
     phases = [_data(layout, setting, task) for task in setting.tasks]
     for seed in setting.seeds:
         for task in setting.tasks:
-            phases += [_sight(layout, setting, task, seed, cores)] if task in SIGHTS else []
+            phases.append(_sight(layout, setting, task, seed, cores))
             phases += [_training(layout, setting, task, name, seed, cores) for name in (START, *TRAININGS)]
             phases += [_loop(layout, setting, task, seed)] if task in LOOPS else _questions(layout, setting, seed)
     return tuple(phases)
@@ -109,14 +108,11 @@ def _training(layout: Layout, setting: Setting, task: str, training: str, seed: 
     needs = (f"data-{task}",) if is_start else (layout.model(task, START, seed).name,)
     flags = ("--data_registry", REGISTRY, "--data_root", str(layout.data), "--tokenizer_mixture", MIXTURES[task])
     if is_start:
+        sight = layout.sight(task, seed)
+        needs += (sight.name,)
         flags += ("--embedded_size", setting.embedded_size)
-        if task in SIGHTS:
-            sight = layout.sight(task, seed)
-            flags += ("--vision_tower", str(sight / TOWER), "--mm_projector", str(sight / PROJECTOR))
-            needs += (sight.name,)
-        else:
-            flags += ("--vision_resolution", str(SIDE))
-    flags += (*setting.flags, *(KEEP_SIGHT if task in SIGHTS else ()))
+        flags += ("--vision_tower", str(sight / TOWER), "--mm_projector", str(sight / PROJECTOR))
+    flags += (*setting.flags, *KEEP_SIGHT)
     flags += ("--grounding_questions", "0", "--broken_samples", "raise", "--report_to", "none", *NO_CLIPPING)
     flags += ("--max_train_seconds", "-1", "--max_steps", str(steps), "--seed", str(seed))
     flags += SPLIT_FLAGS if training == "split" else ()

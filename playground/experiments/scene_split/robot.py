@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from llava.navigation.worlds.base import CameraProfile
 from llava.navigation.worlds.house import HouseBatch, generate_houses, pick_integers, random_pool
@@ -30,6 +30,8 @@ MARGIN_M = 0.7
 ROBOT_RADIUS_M, ROBOT_HEIGHT_M = 0.35, 1.0
 ROBOT_STREAM = 1 << 25
 MOVES = ("left", "right", "nearer", "farther", "stop")
+CELLS = 8
+"""Columns and rows of the picture in which an answer says where things are."""
 SPLITS = {"train": 0, "unseen": 1 << 40}
 """First house of each split; the embedded world's own, so the houses are those of its splits."""
 
@@ -66,6 +68,17 @@ class Rooms:
 
     def instruction(self, row: int, goal: int) -> str:
         return f"Where should the robot go to reach the {self.houses.object_name(row, goal)}?"
+
+    def answer(self, row: int, goal: int, move: str, instance_ids: Int[np.ndarray, "h w"]) -> str:
+        """Where robot and landmark are seen, then the move, which follows from both: `move_of` reads it.
+
+        A robot out of sight stands below the picture, as the camera sees everything else; a landmark that it hides has
+        its place.
+        """
+        robot = cell_of(instance_ids == self.houses.num_objects[row] + 1) or (CELLS // 2, CELLS - 1)
+        landmark = cell_of(instance_ids == goal + 1) or robot
+        places = (f"{column} {line}" for column, line in (robot, landmark))
+        return f"robot {next(places)}, {self.houses.object_name(row, goal)} {next(places)}: {move}"
 
     def away(self, goals: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Metres from robot to goal: to the right and away from the camera."""
@@ -126,6 +139,20 @@ class Rooms:
 
     def names(self, row: int) -> tuple[str, ...]:
         return (*(SHAPE_NAMES[s] for s in self.houses.shape[row, : self.houses.num_objects[row]]), "robot")
+
+
+def cell_of(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int] | None:
+    """(column, row) of `CELLS` x `CELLS` where the middle of a mask lies; None where it is empty."""
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return None
+    height, width = mask.shape
+    return int(columns.mean() * CELLS / width), int(rows.mean() * CELLS / height)
+
+
+def move_of(answer: str) -> str:
+    """The last word."""
+    return answer.rpartition(" ")[2]
 
 
 def random_goals(rooms: Rooms, draw: int) -> Int[np.ndarray, " n"]:

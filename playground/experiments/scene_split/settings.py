@@ -24,7 +24,7 @@ class Setting:
     Attributes:
         ways: by task, of `WAYS`.
         embedded_size: of the models.
-        sight_steps: of the encoder that the still cameras' tasks start from.
+        sight_steps: of the encoder that a task starts from.
         start_steps: of the training without a split that both arms of a seed start from; steps: of each arm.
         train_scenes: cameras, rooms or houses of the training; per_scene: pictures of each.
         test_scenes: unseen cameras whose questions are asked; episodes: unseen rooms or houses, by task.

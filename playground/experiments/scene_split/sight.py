@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from llava.model.configuration_llava import LlavaConfig
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_mm_projector
-from llava.navigation.worlds.tables import COLOUR_NAMES, SHAPE_NAMES
+from llava.navigation.worlds.base import NUM_HEADINGS, CameraProfile
+from llava.navigation.worlds.renderer import Frames, render
+from llava.navigation.worlds.tables import COLOUR_NAMES
 from llava.train.model_setup import EMBEDDED_MODELS
 from playground.experiments.scene_split.drawing import (
     COLOURS,
@@ -67,13 +69,28 @@ def views_of_questions(unseen: bool, count: int, seed: int) -> Iterator[View]:
 
 
 def views_of_robots(unseen: bool, count: int, seed: int) -> Iterator[View]:
-    """What the corner cameras of `count` rooms see: landmarks and the robot, each where nothing hides it."""
+    """What the corner cameras of `count` rooms see: landmarks and the robot."""
     for place in range(PER_ROOM):
         rooms = Rooms.of("unseen" if unseen else "train", count, draw=seed + place)
         frames = rooms.render(SIDE)
-        for row in range(count):
-            names = (*rooms.houses.object_names(row), "robot")
-            yield frames.rgb[row], [(name, frames.instance_ids[row] == i + 1) for i, name in enumerate(names)]
+        yield from (_colours(frames, rooms, row, ["robot"]) for row in range(count))
+
+
+def views_of_walks(unseen: bool, count: int, seed: int) -> Iterator[View]:
+    """What a walker sees at a random place of each of `count` houses, looking anywhere."""
+    heading, camera = np.random.default_rng(seed), CameraProfile(width=SIDE, height=SIDE)
+    for place in range(PER_ROOM):
+        rooms = Rooms.of("unseen" if unseen else "train", count, draw=seed + place)
+        looks = heading.integers(NUM_HEADINGS, size=count)
+        frames = render(rooms.houses, np.arange(count), rooms.x, rooms.z, looks, camera)
+        yield from (_colours(frames, rooms, row, []) for row in range(count))
+
+
+def _colours(frames: Frames, rooms: Rooms, row: int, others: list[str]) -> View:
+    """The colours of landmarks are their names: shapes are a few pixels far off, and a room has each colour once."""
+    ids, number = frames.instance_ids[row], rooms.houses.num_objects[row]
+    names = [*(COLOUR_NAMES[colour] for colour in rooms.houses.colour[row, :number]), *others]
+    return frames.rgb[row], [(name, ids == i + 1) for i, name in enumerate(names)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +117,10 @@ SIGHTS = {
         views=views_of_questions,
     ),
     "robot": Sights(
-        names=(NOTHING, "robot", *(f"{colour} {shape}" for shape in SHAPE_NAMES for colour in COLOUR_NAMES)),
+        names=(NOTHING, "robot", *COLOUR_NAMES),
         views=views_of_robots,
     ),
+    "walk": Sights(names=(NOTHING, *COLOUR_NAMES), views=views_of_walks),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -22,6 +23,7 @@ from playground.experiments.scene_split.drawing import (
 )
 from playground.experiments.scene_split.make_data import write_robot, write_vqa
 from playground.experiments.scene_split.pictures import read_masks, read_picture
+from playground.experiments.scene_split.robot import move_of
 from playground.experiments.scene_split.vqa import KINDS, PLACES, blind_floor, scenes_of, shots
 
 SCENES = [Scene.of(seed) for seed in range(12)]
@@ -137,6 +139,8 @@ def test_the_files_are_what_data_set_and_detector_read(tmp_path):
 def test_robots_are_told_every_move_about_equally_often(tmp_path):
     assert write_robot(tmp_path, train=60, per_scene=5) == 300
     records = io.load(tmp_path / "train.json")
-    moves = Counter(record["conversations"][1]["value"] for record in records)
+    answers = [record["conversations"][1]["value"] for record in records]
+    assert all(re.fullmatch(r"robot \d \d, \w+ \w+ \d \d: \w+", answer) for answer in answers)
+    moves = Counter(map(move_of, answers))
     assert len(moves) == 5 and max(moves.values()) < 2 * min(moves.values())
     assert any(mask.any() for mask in read_masks(tmp_path).values())
