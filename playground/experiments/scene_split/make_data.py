@@ -22,6 +22,8 @@ from playground.experiments.scene_split.vqa import blind_floor, scenes_of, shots
 
 FLOOR_FILE = "blind_floor.json"
 TRAIN_FILE = "train.json"
+PLACES_ASKED = 2
+"""Landmarks of each picture of a robot that a record of its own asks for: to find what is named is the hard part."""
 STOP_EVERY = 5
 """One picture in so many stands at its goal: five answers, each a fifth."""
 
@@ -66,8 +68,13 @@ def _asked_apart(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def write_robot(root: Path, *, train: int, per_scene: int) -> int:
-    """Training records of the corner camera, `per_scene` places of the robot in each room; how many."""
+    """Training records of the corner camera, `per_scene` places of the robot in each room: the move, and places.
+
+    Returns:
+        How many records.
+    """
     records = []
+    order = np.random.default_rng(0)
     with PictureFolder(root) as folder:
         for draw in range(per_scene):
             rooms = Rooms.of("train", train, draw=draw)
@@ -81,9 +88,12 @@ def write_robot(root: Path, *, train: int, per_scene: int) -> int:
                 numbers = np.arange(1, int(rooms.houses.num_objects[row]) + 2)
                 masks = frames.instance_ids[row] == numbers[:, None, None]
                 folder.add(name, frames.rgb[row], masks, rooms.names(row))
-                goal = int(goals[row])
-                said = rooms.answer(row, goal, moves[row], frames.instance_ids[row])
+                goal, ids = int(goals[row]), frames.instance_ids[row]
+                said = rooms.answer(row, goal, moves[row], ids)
                 records.append(_dialogue(name, name, rooms.instruction(row, goal), said))
+                for asked in order.permutation(int(rooms.houses.num_objects[row]))[:PLACES_ASKED].tolist():
+                    place = rooms.place(row, asked, ids)
+                    records.append(_dialogue(f"{name} {asked}", name, rooms.where(row, asked), place))
     write_records(root / TRAIN_FILE, records)
     return len(records)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from llava.navigation.worlds.base import CameraProfile
 from llava.navigation.worlds.house import HouseBatch, generate_houses, pick_integers, random_pool
@@ -70,15 +70,25 @@ class Rooms:
         return f"Where should the robot go to reach the {self.houses.object_name(row, goal)}?"
 
     def answer(self, row: int, goal: int, move: str, instance_ids: Int[np.ndarray, "h w"]) -> str:
-        """Where robot and landmark are seen, then the move, which follows from both: `move_of` reads it.
+        """Cells of robot and landmark, then the move, which follows from both: `move_of` reads it."""
+        number = int(self.houses.num_objects[row])
+        return f"{self.place(row, number, instance_ids)} {self.place(row, goal, instance_ids)} {move}"
+
+    def place(self, row: int, number: int, instance_ids: Int[np.ndarray, "h w"]) -> str:
+        """Column and row, of `CELLS` each, where the middle of a landmark is seen; the robot comes after the last one.
 
         A robot out of sight stands below the picture, as the camera sees everything else; a landmark that it hides has
         its place.
         """
-        robot = cell_of(instance_ids == self.houses.num_objects[row] + 1) or (CELLS // 2, CELLS - 1)
-        landmark = cell_of(instance_ids == goal + 1) or robot
-        places = (f"{column} {line}" for column, line in (robot, landmark))
-        return f"robot {next(places)}, {self.houses.object_name(row, goal)} {next(places)}: {move}"
+        for each in (number, int(self.houses.num_objects[row])):
+            rows, columns = np.nonzero(instance_ids == each + 1)
+            if len(rows):
+                height, width = instance_ids.shape
+                return f"{int(columns.mean() * CELLS / width)} {int(rows.mean() * CELLS / height)}"
+        return f"{CELLS // 2} {CELLS - 1}"
+
+    def where(self, row: int, number: int) -> str:
+        return f"Where is the {self.houses.object_name(row, number)}?"
 
     def away(self, goals: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Metres from robot to goal: to the right and away from the camera."""
@@ -139,15 +149,6 @@ class Rooms:
 
     def names(self, row: int) -> tuple[str, ...]:
         return (*(SHAPE_NAMES[s] for s in self.houses.shape[row, : self.houses.num_objects[row]]), "robot")
-
-
-def cell_of(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int] | None:
-    """(column, row) of `CELLS` x `CELLS` where the middle of a mask lies; None where it is empty."""
-    rows, columns = np.nonzero(mask)
-    if not len(rows):
-        return None
-    height, width = mask.shape
-    return int(columns.mean() * CELLS / width), int(rows.mean() * CELLS / height)
 
 
 def move_of(answer: str) -> str:

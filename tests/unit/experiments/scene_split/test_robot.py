@@ -7,7 +7,7 @@ import pytest
 
 from playground.experiments.scene_split.answers import Reply
 from playground.experiments.scene_split.closed_loop import drive
-from playground.experiments.scene_split.robot import ARRIVED_M, STEP_M, Rooms, cell_of, move_of
+from playground.experiments.scene_split.robot import ARRIVED_M, STEP_M, Rooms, move_of
 
 SIDE = 32
 
@@ -55,14 +55,12 @@ def test_a_word_that_is_no_move_is_refused_by_the_world(rooms):
 def test_answers_say_where_robot_and_landmark_are_seen_and_end_with_the_move(rooms):
     ids = np.zeros((SIDE, SIDE), int)
     robot = int(rooms.houses.num_objects[0]) + 1
+    assert rooms.answer(0, 1, "stop", ids) == "4 7 4 7 stop"
     ids[8:12, 28:32] = robot
-    name = rooms.houses.object_name(0, 1)
-    assert cell_of(ids == robot) == (7, 2) and cell_of(ids == 99) is None
-    assert rooms.answer(0, 1, "left", ids) == f"robot 7 2, {name} 7 2: left"
+    assert rooms.answer(0, 1, "left", ids) == "7 2 7 2 left"
     ids[31, 0] = 2
-    said = rooms.answer(0, 1, "left", ids)
-    assert said == f"robot 7 2, {name} 0 7: left" and move_of(said) == "left"
-    assert rooms.answer(0, 1, "stop", ids * (ids == 2)).startswith("robot 4 7, ")
+    assert rooms.answer(0, 1, "left", ids) == "7 2 0 7 left" and move_of("7 2 0 7 left") == "left"
+    assert rooms.where(0, 1) == f"Where is the {rooms.houses.object_name(0, 1)}?"
 
 
 class Knowing:
