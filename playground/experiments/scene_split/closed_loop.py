@@ -30,7 +30,7 @@ from llava.navigation.worlds.dataset_writer import SPLIT_SEEDS
 from playground.experiments.scene_split.answers import Answerer, Prompt, Reply
 from playground.experiments.scene_split.drawing import SIDE
 from playground.experiments.scene_split.evaluate import use_of
-from playground.experiments.scene_split.robot import ARRIVED_M, MOVES, Rooms, move_of
+from playground.experiments.scene_split.robot import ARRIVED_M, INSTRUCTION, MOVES, Rooms, move_of
 from playground.experiments.scene_split.ways import WAYS, make_answerer
 
 BATCH = 32
@@ -45,7 +45,7 @@ def drive(answerer: Answerer, rooms: Rooms, *, max_moves: int) -> tuple[dict[str
     Returns:
         Measures by room, and all replies.
     """
-    goals, count = rooms.goals(), len(rooms)
+    count = len(rooms)
     draws = rooms
     stopped, steps, replies = np.zeros(count, dtype=bool), np.zeros(count, dtype=int), []
     understood, agreed = np.zeros(count), np.zeros(count)
@@ -54,10 +54,10 @@ def drive(answerer: Answerer, rooms: Rooms, *, max_moves: int) -> tuple[dict[str
         if not len(running):
             break
         now = draws.select(running)
-        found = answerer.answer(_views(now, rooms, running, goals))
+        found = answerer.answer(_views(now, running))
         replies += found
         moves = ["stop"] * count
-        for row, reply, expert in zip(running, found, now.expert(goals[running]), strict=True):
+        for row, reply, expert in zip(running, found, now.expert(), strict=True):
             move = move_of(reply.text)
             understood[row] += move in MOVES
             agreed[row] += move == expert
@@ -65,7 +65,7 @@ def drive(answerer: Answerer, rooms: Rooms, *, max_moves: int) -> tuple[dict[str
             moves[row] = move if move in MOVES else "stop"
         steps[running] += 1
         draws = draws.moved(moves)
-    away = draws.distance(goals)
+    away = draws.distance()
     rows = {
         str(room): {
             "success": float(stopped[room] and away[room] < ARRIVED_M), "distance_to_goal": float(away[room]),
@@ -77,11 +77,11 @@ def drive(answerer: Answerer, rooms: Rooms, *, max_moves: int) -> tuple[dict[str
     return rows, replies
 
 
-def _views(now: Rooms, rooms: Rooms, running: np.ndarray, goals: np.ndarray) -> list[Prompt]:
+def _views(now: Rooms, running: np.ndarray) -> list[Prompt]:
     frames = now.render(SIDE)
     return [
         Prompt(
-            text=f"<image>\n{rooms.instruction(int(room), int(goals[room]))}", pictures=[frames.rgb[row]],
+            text=f"<image>\n{INSTRUCTION}", pictures=[frames.rgb[row]],
             masks=[frames.instance_ids[row] > 0], camera=str(room), drawn=int(room),
         )
         for row, room in enumerate(running)

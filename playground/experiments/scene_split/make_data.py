@@ -17,13 +17,11 @@ import numpy as np
 from llava.eval.results import write_json
 from playground.experiments.scene_split.drawing import SIDE, Scene, draw_picture
 from playground.experiments.scene_split.pictures import PictureFolder, write_records
-from playground.experiments.scene_split.robot import Rooms, near_goal, random_goals
+from playground.experiments.scene_split.robot import INSTRUCTION, Rooms, near_goal, random_goals
 from playground.experiments.scene_split.vqa import blind_floor, scenes_of, shots
 
 FLOOR_FILE = "blind_floor.json"
 TRAIN_FILE = "train.json"
-PLACES_ASKED = 2
-"""Landmarks of each picture of a robot that a record of its own asks for: to find what is named is the hard part."""
 STOP_EVERY = 5
 """One picture in so many stands at its goal: five answers, each a fifth."""
 
@@ -68,32 +66,23 @@ def _asked_apart(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def write_robot(root: Path, *, train: int, per_scene: int) -> int:
-    """Training records of the corner camera, `per_scene` places of the robot in each room: the move, and places.
-
-    Returns:
-        How many records.
-    """
+    """Training records of the corner camera, `per_scene` places of the robot and goals in each room; how many."""
     records = []
-    order = np.random.default_rng(0)
     with PictureFolder(root) as folder:
         for draw in range(per_scene):
             rooms = Rooms.of("train", train, draw=draw)
-            goals = random_goals(rooms, draw)
-            close = near_goal(rooms, goals, draw)
+            rooms = rooms.marked(random_goals(rooms, draw))
+            close = near_goal(rooms, draw)
             there = np.arange(train) % STOP_EVERY == draw % STOP_EVERY
             rooms = Rooms(houses=rooms.houses, x=np.where(there, close.x, rooms.x), z=np.where(there, close.z, rooms.z))
-            frames, moves = rooms.render(SIDE), rooms.expert(goals)
+            frames, moves = rooms.render(SIDE), rooms.expert()
             for row in range(train):
                 name = f"train/{row}/{draw:02d}.png"
                 numbers = np.arange(1, int(rooms.houses.num_objects[row]) + 2)
                 masks = frames.instance_ids[row] == numbers[:, None, None]
                 folder.add(name, frames.rgb[row], masks, rooms.names(row))
-                goal, ids = int(goals[row]), frames.instance_ids[row]
-                said = rooms.answer(row, goal, moves[row], ids)
-                records.append(_dialogue(name, name, rooms.instruction(row, goal), said))
-                for asked in order.permutation(int(rooms.houses.num_objects[row]))[:PLACES_ASKED].tolist():
-                    place = rooms.place(row, asked, ids)
-                    records.append(_dialogue(f"{name} {asked}", name, rooms.where(row, asked), place))
+                said = rooms.answer(row, moves[row], frames.instance_ids[row])
+                records.append(_dialogue(name, name, INSTRUCTION, said))
     write_records(root / TRAIN_FILE, records)
     return len(records)
 

@@ -1,8 +1,8 @@
 """A camera in the corner of a room looks down on a robot: where should it go? The camera never moves, the robot does.
 
-The room, its landmarks and the picture are those of the embedded world's `one_room`. The robot is a white cylinder that
-drives along the axes of the picture in steps of `STEP_M` and passes landmarks freely; what is in the way is no part of
-the task. It has arrived when it says "stop" within `ARRIVED_M` of the landmark that the instruction names.
+The room, its landmarks and the picture are those of the embedded world's `one_room`; one landmark is painted red. The
+robot is a white cylinder that drives along the axes of the picture in steps of `STEP_M` and passes landmarks freely:
+what is in the way is no part of the task. It has arrived when it says "stop" within `ARRIVED_M` of the red landmark.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ NEAR_M = 0.6
 MARGIN_M = 0.7
 ROBOT_RADIUS_M, ROBOT_HEIGHT_M = 0.35, 1.0
 ROBOT_STREAM = 1 << 25
+INSTRUCTION = "Where should the robot go to reach what is red?"
 MOVES = ("left", "right", "nearer", "farther", "stop")
 CELLS = 8
 """Columns and rows of the picture in which an answer says where things are."""
@@ -58,7 +59,15 @@ class Rooms:
         houses = generate_houses(LEVEL, SPLITS[split] + np.arange(count))
         uniform = random_pool(houses.seeds, ROBOT_STREAM + draw, 2)
         free = houses.room_size - 2 * MARGIN_M
-        return cls(houses=houses, x=MARGIN_M + free * uniform[:, 0], z=MARGIN_M + free * uniform[:, 1])
+        rooms = cls(houses=houses, x=MARGIN_M + free * uniform[:, 0], z=MARGIN_M + free * uniform[:, 1])
+        return rooms.marked(houses.goal_object)
+
+    def marked(self, goals: Int[np.ndarray, " n"]) -> Rooms:
+        """These landmarks are red and the goals; one that was red takes the paint of its room's goal."""
+        red, rows = COLOUR_NAMES.index("red"), np.arange(len(self))
+        colour = np.where(self.houses.colour == red, self.houses.colour[rows, goals][:, None], self.houses.colour)
+        colour[rows, goals] = red
+        return replace(self, houses=replace(self.houses, colour=colour, goal_object=goals))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -66,13 +75,10 @@ class Rooms:
     def goals(self) -> Int[np.ndarray, " n"]:
         return self.houses.goal_object
 
-    def instruction(self, row: int, goal: int) -> str:
-        return f"Where should the robot go to reach the {self.houses.object_name(row, goal)}?"
-
-    def answer(self, row: int, goal: int, move: str, instance_ids: Int[np.ndarray, "h w"]) -> str:
-        """Cells of robot and landmark, then the move, which follows from both: `move_of` reads it."""
-        number = int(self.houses.num_objects[row])
-        return f"{self.place(row, number, instance_ids)} {self.place(row, goal, instance_ids)} {move}"
+    def answer(self, row: int, move: str, instance_ids: Int[np.ndarray, "h w"]) -> str:
+        """Cells of robot and goal, then the move, which follows from both: `move_of` reads it."""
+        robot, goal = (self.place(row, int(n[row]), instance_ids) for n in (self.houses.num_objects, self.goals()))
+        return f"{robot} {goal} {move}"
 
     def place(self, row: int, number: int, instance_ids: Int[np.ndarray, "h w"]) -> str:
         """Column and row, of `CELLS` each, where the middle of a landmark is seen; the robot comes after the last one.
@@ -87,28 +93,25 @@ class Rooms:
                 return f"{int(columns.mean() * CELLS / width)} {int(rows.mean() * CELLS / height)}"
         return f"{CELLS // 2} {CELLS - 1}"
 
-    def where(self, row: int, number: int) -> str:
-        return f"Where is the {self.houses.object_name(row, number)}?"
-
-    def away(self, goals: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    def away(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Metres from robot to goal: to the right and away from the camera."""
-        rows = np.arange(len(self))
+        rows, goals = np.arange(len(self)), self.goals()
         dx, dz = self.houses.object_x[rows, goals] - self.x, self.houses.object_z[rows, goals] - self.z
         return (
             dx * RIGHT_X[HEADING] + dz * RIGHT_Z[HEADING],
             dx * FORWARD_X[HEADING] + dz * FORWARD_Z[HEADING],
         )
 
-    def expert(self, goals: Int[np.ndarray, " n"]) -> list[str]:
+    def expert(self) -> list[str]:
         """The move along the axis that is farther off."""
-        right, ahead = self.away(goals)
+        right, ahead = self.away()
         sideways = np.where(right > 0, "right", "left")
         along = np.where(ahead > 0, "farther", "nearer")
         moves = np.where(abs(right) > abs(ahead), sideways, along)
         return np.where(np.maximum(abs(right), abs(ahead)) <= NEAR_M, "stop", moves).tolist()
 
-    def distance(self, goals: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        return np.hypot(*self.away(goals))
+    def distance(self) -> Float[np.ndarray, " n"]:
+        return np.hypot(*self.away())
 
     def moved(self, moves: Sequence[str]) -> Rooms:
         """After one step each; "stop" and walls hold a robot. Unknown words are refused."""
@@ -162,10 +165,10 @@ def random_goals(rooms: Rooms, draw: int) -> Int[np.ndarray, " n"]:
     return pick_integers(uniform, rooms.houses.num_objects)
 
 
-def near_goal(rooms: Rooms, goals: Int[np.ndarray, " n"], draw: int) -> Rooms:
+def near_goal(rooms: Rooms, draw: int) -> Rooms:
     """Robots within reach of their goals, so that "stop" is an answer of the training as often as any other."""
     uniform = random_pool(rooms.houses.seeds, ROBOT_STREAM + (1 << 21) + draw, 2)
-    rows = np.arange(len(rooms))
+    rows, goals = np.arange(len(rooms)), rooms.goals()
     offset = (2 * uniform - 1) * NEAR_M / np.sqrt(2)
     x, z = rooms.houses.object_x[rows, goals] + offset[:, 0], rooms.houses.object_z[rows, goals] + offset[:, 1]
     return replace(rooms, x=x, z=z)

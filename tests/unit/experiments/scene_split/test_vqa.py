@@ -137,14 +137,9 @@ def test_the_files_are_what_data_set_and_detector_read(tmp_path):
 
 
 def test_robots_are_told_every_move_about_equally_often(tmp_path):
-    assert write_robot(tmp_path, train=60, per_scene=5) == 300 * 3
-    records = io.load(tmp_path / "train.json")
-    asked = {record["id"]: [turn["value"] for turn in record["conversations"]] for record in records}
-    moves = [answer for question, answer in asked.values() if "robot" in question]
-    places = [answer for question, answer in asked.values() if "Where is the " in question]
-    assert (len(asked), len(moves), len(places)) == (900, 300, 600)
-    assert all(re.fullmatch(r"\d \d \d \d \w+", answer) for answer in moves)
-    assert all(re.fullmatch(r"\d \d", answer) for answer in places)
-    counts = Counter(map(move_of, moves))
-    assert len(counts) == 5 and max(counts.values()) < 2 * min(counts.values())
+    assert write_robot(tmp_path, train=60, per_scene=5) == 300
+    answers = [record["conversations"][1]["value"] for record in io.load(tmp_path / "train.json")]
+    assert all(re.fullmatch(r"\d \d \d \d \w+", answer) for answer in answers)
+    moves = Counter(map(move_of, answers))
+    assert len(moves) == 5 and max(moves.values()) < 2 * min(moves.values())
     assert any(mask.any() for mask in read_masks(tmp_path).values())
