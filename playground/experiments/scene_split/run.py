@@ -1,6 +1,6 @@
 """What do the background/object split and its cache cost in answers? Arms, curves, statistics, a page: one command.
 
-python -m playground.experiments.scene_split.run                     # small: 2 cores, planned for 40 minutes
+python -m playground.experiments.scene_split.run                     # small: 2 cores, an hour
 python -m playground.experiments.scene_split.run --setting large     # bigger models and sets, 5 seeds, one GPU
 python -m playground.experiments.scene_split.run --tasks vqa robot --seeds 0 1
 

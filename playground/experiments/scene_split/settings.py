@@ -106,8 +106,8 @@ SETTINGS.register("small")(
         max_moves={"robot": 20, "walk": 60},
         noises=(0.5, 2.0, 6.0, 16.0),
         disturbances=("none", "noise_2", "jpeg_85", "light_3", "light_20", "shake_1"),
-        step_seconds={"vqa": 0.27, "robot": 0.27, "walk": 0.47},
-        sight_seconds=110.0,
+        step_seconds={"vqa": 0.3, "robot": 0.3, "walk": 0.47},
+        sight_seconds=80.0,
         evaluation_seconds={"vqa": 150.0, "curve": 140.0, "robot": 90.0, "walk": 180.0},
     )
 )
