@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llava.model.autoregressive_reconstruction.module import AutoregressiveReconstructionModule
 from llava.model.checkpoints.stored import read_json
+from llava.utils.weight_names import weight_names
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 def _weights_in(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """The part of a gathered state that is the predictor's."""
     values = {name.removeprefix(PREFIX): value for name, value in state.items() if is_of_predictor(name)}
-    lacking = sorted(module.state_dict().keys() - values.keys())
+    lacking = sorted(weight_names(module) - values.keys())
     if lacking:
         raise ValueError(
             f"the gathered weights lack {PREFIX}{lacking[0]}; for ZeRO-3 its configuration needs "

@@ -19,6 +19,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 
 from llava.utils.registry import Registry
+from llava.utils.weight_names import weight_names
 
 LayerBuilder = Callable[[int, int], nn.Module]
 
@@ -175,7 +176,7 @@ class MultimodalProjector(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Writes settings and weights; "identity" gets a file without any, as a part without a file counts as lost."""
         super().save_pretrained(save_directory, **kwargs)
-        if not self.state_dict():
+        if not weight_names(self):
             save_file({}, Path(save_directory) / "model.safetensors", metadata={"format": "pt"})
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -20,6 +20,7 @@ from llava.model.multimodal_projector.split_projector import copy_projector, pro
 from llava.model.scene_split.config import SceneSplitConfig
 from llava.model.scene_split.layout import LayoutRule
 from llava.model.scene_split.separators import Separators
+from llava.utils.weight_names import weight_names
 
 Pictures = UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"]
 WEIGHTS = "model.safetensors"
@@ -178,15 +179,15 @@ class SceneSplitModule(nn.Module):
         Raises:
             ValueError: `state` lacks a weight.
         """
-        own = self.state_dict()
-        found = own if state is None else state
-        if lacking := sorted(own.keys() - found.keys()):
+        names = weight_names(self)
+        found = self.state_dict() if state is None else state
+        if lacking := sorted(names - found.keys()):
             raise ValueError(
                 f"the gathered weights lack {lacking[0]} of scene_split; for ZeRO-3 its configuration needs "
                 '"stage3_gather_16bit_weights_on_model_save": true'
             )
         # cloned: a view of an engine's flat buffer would share its memory with others
-        weights = {name: found[name].detach().cpu().clone().contiguous() for name in own}
+        weights = {name: found[name].detach().cpu().clone().contiguous() for name in sorted(names)}
         if weights:
             Path(folder).mkdir(parents=True, exist_ok=True)
             save_file(weights, Path(folder) / WEIGHTS, metadata={"format": "pt"})

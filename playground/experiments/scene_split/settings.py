@@ -99,7 +99,7 @@ SETTINGS.register("small")(
         run_dir="runs/scene-split-small",
         sight_steps=400,
         start_steps={"vqa": 400, "robot": 500, "walk": 500},
-        steps={"vqa": 280, "robot": 300, "walk": 200},
+        steps={"vqa": 1000, "robot": 300, "walk": 200},
         train_scenes={"vqa": 1000, "robot": 1200, "walk": 1000},
         test_scenes=32,
         episodes={"robot": 64, "walk": 40},
