@@ -134,7 +134,7 @@ def furniture_mask(scene: Scene) -> Bool[np.ndarray, "h w"]:
     """Where the piece of furniture is, objects before it not taken out."""
     blank = Image.new("RGB", (SIDE, SIDE))
     _stand(ImageDraw.Draw(blank), scene)
-    return np.asarray(blank).any(-1)
+    return np.asarray(blank)[..., 0] > 0
 
 
 def _hang(draw: ImageDraw.ImageDraw, scene: Scene) -> None:
